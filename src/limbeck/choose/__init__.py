@@ -1,0 +1,1 @@
+"""Everything that selects, on the validation split only."""

@@ -1,0 +1,144 @@
+"""Trains students on sets and measures them on the test split: the one place, with analyses and audits, that opens the test handle."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck import store
+from limbeck.cache import Cache
+from limbeck.data.splits import TestHandle
+from limbeck.data.tables import ImageTable
+from limbeck.errors import FileFormatError, OptionError
+from limbeck.evaluate.protocols import Protocol
+from limbeck.experts.expert import Labeler
+from limbeck.progress import SILENT, Reporter
+from limbeck.streams import Streams
+from limbeck.train.examples import Examples
+from limbeck.train.network import Network
+from limbeck.train.students import Score, score, score_logits, train_student
+from limbeck.types.distilled import DistilledDataset
+from limbeck.types.evaluation import Evaluation
+from limbeck.types.plan import ExecutionPlan
+from limbeck.types.recipe import Recipe
+
+_KIND = "student score"
+
+
+def evaluate(
+    name: str,
+    sets: Sequence[Sequence[DistilledDataset]],
+    network: Network,
+    protocol: Protocol,
+    test: TestHandle,
+    *,
+    students: int = 5,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    plan: ExecutionPlan,
+    cache: Cache,
+    reporter: Reporter = SILENT,
+) -> Evaluation:
+    """Last-epoch test accuracy of `students` students on each of ``sets[draw][expert]``, trained by the protocol.
+
+    Student s has the same initialization, data order and augmentation for every set, so that evaluations with equal seeds are paired. Finished students
+    are taken from the cache. A `recipe` replaces the protocol's own (a learning rate chosen on validation, say) and is recorded.
+    """
+    if students < 1:
+        raise OptionError(f"an evaluation needs at least 1 student, got {students}; use --students 5")
+    table = test.open_for_measurement()
+    _check_fit(sets[0][0], table)
+    recipe = recipe or protocol.recipe
+    shape = (len(sets), len(sets[0]), students)
+    accuracy, loss, worst = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    diverged, started = 0, time.monotonic()
+    with reporter.task(f"students: {name}", int(np.prod(shape))) as tick:
+        for draw, row in enumerate(sets):
+            for expert, dataset in enumerate(row):
+                for student in range(students):
+                    result = _student(dataset, network, recipe, table, Streams(seed)["evaluate", "student", student], plan, cache)
+                    accuracy[draw, expert, student] = result.accuracy
+                    loss[draw, expert, student] = result.loss
+                    worst[draw, expert, student] = np.nanmin(result.class_accuracy.numpy())
+                    diverged += not result.finite
+                    tick(1)
+    if diverged:
+        reporter.note(f"{diverged} of {np.prod(shape)} students of {name!r} diverged; they are counted with the class that they name")
+    return Evaluation(
+        name=name,
+        protocol=protocol.label,
+        model=str(network.spec),
+        accuracy=accuracy,
+        loss=loss,
+        worst_class=worst,
+        bytes=sets[0][0].bytes,
+        images=len(sets[0][0]),
+        sets=tuple(dataset.digest for row in sets for dataset in row),
+        test_digest=test.digest,
+        test_images=len(table),
+        plan=plan.model_dump(),
+        recipe=recipe.model_dump(mode="json"),
+        seed=seed,
+        diverged=diverged,
+        seconds=time.monotonic() - started,
+    )
+
+
+def evaluate_labeler(labeler: Labeler, test: TestHandle, plan: ExecutionPlan) -> Score:
+    """How an expert or an ensemble does itself on the test split."""
+    table = test.open_for_measurement()
+    return score_logits(labeler.logits(table, plan), torch.from_numpy(table.labels.copy()))
+
+
+def _check_fit(dataset: DistilledDataset, table: ImageTable) -> None:
+    if dataset.shape != tuple(table.shape):
+        raise OptionError(
+            f"the distilled images are {_sides(dataset.shape)} but the test images are {_sides(tuple(table.shape))}; "
+            "evaluate on the source that the set was made from, with the same --size"
+        )
+    if len(dataset.classes) != len(table.classes):
+        raise OptionError(f"the distilled set has {len(dataset.classes)} classes but the source has {len(table.classes)}; evaluate on the set's own source")
+    if tuple(dataset.classes) != tuple(table.classes):
+        wrong = next(i for i, (a, b) in enumerate(zip(dataset.classes, table.classes, strict=True)) if a != b)
+        raise OptionError(
+            f"class {wrong} is {dataset.classes[wrong]!r} in the distilled set but {table.classes[wrong]!r} in the source; evaluate on the set's own source"
+        )
+
+
+def _student(
+    dataset: DistilledDataset, network: Network, recipe: Recipe, table: ImageTable, streams: Streams, plan: ExecutionPlan, cache: Cache
+) -> Score:
+    task = {
+        "set": store.digest_of([store.content_digest(dataset.labels.header(), {"x": dataset.images, "y": dataset.targets()}), dataset.pixels.header()]),
+        "pixels": store.content_digest({}, dataset.pixels.tensors()),
+        "model": network.spec.to_dict(),
+        "recipe": recipe.model_dump(mode="json"),
+        "test": table.digest,
+        "streams": [streams.root, *streams.path],
+        "plan": plan.model_dump(exclude={"reason"}),
+    }
+    path = cache.path("students", cache.key("students", task), ".safetensors")
+    known = _read_score(path)
+    if known is not None:
+        return known
+    examples = Examples.of_distilled(dataset)
+    result = score(network, train_student(network, examples, recipe, streams, plan), table, examples, plan)
+    header = {"kind": _KIND, "accuracy": result.accuracy, "loss": result.loss if result.finite else None, "finite": result.finite, "task": task}
+    store.save(path, header, {"predictions": result.predictions.to(torch.int32), "class_accuracy": result.class_accuracy})
+    return result
+
+
+def _read_score(path: Path) -> Score | None:
+    try:
+        header, tensors = store.load(path, _KIND)
+    except FileFormatError:
+        return None
+    predictions: Tensor = tensors["predictions"].long()
+    return Score(predictions, header["accuracy"], float("inf") if header["loss"] is None else header["loss"], tensors["class_accuracy"], header["finite"])
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return "x".join(str(side) for side in shape)

@@ -1,0 +1,100 @@
+"""`Expert`: one snapshot of a trained network with its own pixel space; `Ensemble`: several, whose logits are averaged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck import store
+from limbeck.data.tables import ImageTable
+from limbeck.errors import OptionError
+from limbeck.models import ModelSpec
+from limbeck.progress import Tick
+from limbeck.train.fit import predict
+from limbeck.train.network import Network, State
+from limbeck.types.pixels import PixelSpace
+from limbeck.types.plan import ExecutionPlan
+
+KIND = "expert snapshot"
+
+
+class Labeler(Protocol):
+    """What can give logits for images: an expert or an ensemble of them."""
+
+    @property
+    def digest(self) -> str:
+        """Content digest of everything that decides the logits."""
+        ...
+
+    def logits(self, table: ImageTable, plan: ExecutionPlan, *, tick: Tick = ...) -> Float[Tensor, "N K"]:
+        """Logits of every image of a table, float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A network at one step of its training (step -1: a checkpoint that the user brought)."""
+
+    network: Network
+    state: State
+    pixels: PixelSpace
+    step: int
+    digest: str
+
+    def logits(self, table: ImageTable, plan: ExecutionPlan, *, tick: Tick = lambda units: None) -> Float[Tensor, "N K"]:
+        """Logits of every image of a table, in the expert's own pixel space, float32, images not augmented."""
+        return predict(self.network, self.state, table, self.pixels, plan, tick=tick)
+
+    def save(self, path: Path, about: dict[str, Any]) -> str:
+        """Writes the snapshot and returns its digest. `about` is plain JSON kept in the header."""
+        return store.save(path, *self.parts(self.network, self.state, self.pixels, self.step, about))
+
+    @staticmethod
+    def parts(network: Network, state: State, pixels: PixelSpace, step: int, about: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Header and tensors of a snapshot file."""
+        header = {
+            "kind": KIND,
+            "format": 1,
+            "model": network.spec.to_dict(),
+            "shape": list(network.shape),
+            "classes": network.classes,
+            "pixels": pixels.header(),
+            "step": step,
+            "about": about,
+        }
+        return header, {**{f"network.{name}": tensor for name, tensor in state.items()}, **pixels.tensors()}
+
+    @staticmethod
+    def load(path: Path) -> "Expert":
+        """Reads a snapshot written by `save`. Raises `FileFormatError` for anything else."""
+        header, tensors = store.load(path, KIND)
+        network = Network(ModelSpec.from_dict(header["model"]), tuple(header["shape"]), header["classes"])
+        state = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
+        return Expert(network, state, PixelSpace.restore(header["pixels"], tensors), header["step"], store.content_digest(header, tensors))
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several experts as one labeler: the mean of their logits, before any softmax (Qin, Deng and Alvarez-Melis 2024, section 5.1)."""
+
+    members: tuple[Expert, ...]
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise OptionError("an ensemble needs at least one expert, got none")
+
+    @property
+    def digest(self) -> str:
+        return store.digest_of([member.digest for member in self.members])
+
+    def logits(self, table: ImageTable, plan: ExecutionPlan, *, tick: Tick = lambda units: None) -> Float[Tensor, "N K"]:
+        return torch.stack([member.logits(table, plan, tick=tick) for member in self.members]).mean(0)
+
+
+def labeler_of(experts: Sequence[Expert]) -> Labeler:
+    """One expert as itself, several as an ensemble."""
+    return experts[0] if len(experts) == 1 else Ensemble(tuple(experts))

@@ -1,0 +1,168 @@
+"""Trains experts and keeps their trajectory: snapshots at the start, at log-spaced steps of the first epoch, and after every epoch."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck import store
+from limbeck.cache import Cache
+from limbeck.data.tables import ImageTable
+from limbeck.errors import FileFormatError, LimbeckError, OptionError
+from limbeck.experts.expert import Expert
+from limbeck.progress import SILENT, Reporter
+from limbeck.streams import Streams
+from limbeck.train.examples import Examples
+from limbeck.train.fit import TrainingState, fit, predict
+from limbeck.train.network import Network
+from limbeck.train.students import score_logits
+from limbeck.types.pixels import PixelSpace
+from limbeck.types.plan import ExecutionPlan
+from limbeck.types.recipe import Recipe
+
+#: How experts are trained unless told otherwise; the epochs are set by the caller.
+EXPERT_RECIPE = Recipe(optimizer="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4, batch_size=256, epochs=5, schedule="constant")
+_RESUME = "resume.safetensors"
+_RESUME_KIND = "interrupted expert"
+_DONE = "trajectory.json"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One kept moment: step, epoch (fractional), validation accuracy, cross-entropy (nats) and mean label entropy (nats), file name and digest."""
+
+    step: int
+    epoch: float
+    accuracy: float
+    loss: float
+    entropy: float
+    file: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Snapshots of one expert, read from disk one at a time."""
+
+    folder: Path
+    key: str
+    snapshots: tuple[Snapshot, ...]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def last(self) -> Snapshot:
+        """The fully trained expert."""
+        return self.snapshots[-1]
+
+    def at(self, step: int) -> Expert:
+        """The expert as it was after `step` steps; the step must be one that was kept."""
+        for snapshot in self.snapshots:
+            if snapshot.step == step:
+                expert = Expert.load(self.folder / snapshot.file)
+                if expert.digest != snapshot.digest:
+                    raise FileFormatError(f"{str(self.folder / snapshot.file)!r} is not the snapshot that was written; delete its folder and train again")
+                return expert
+        raise OptionError(f"no snapshot at step {step}; kept steps: {', '.join(str(snapshot.step) for snapshot in self.snapshots)}")
+
+
+def snapshot_steps(steps_per_epoch: int, total: int, halvings: int = 6) -> list[int]:
+    """Step 0, the fractions 1/64 ... 1/2 of the first epoch, the end of every epoch, and the last step."""
+    early = {steps_per_epoch >> halving for halving in range(1, halvings + 1)}
+    epochs = set(range(0, total + 1, steps_per_epoch))
+    return sorted(step for step in {0, total} | early | epochs if step <= total)
+
+
+def train_expert(
+    network: Network,
+    recipe: Recipe,
+    train: ImageTable,
+    validation: ImageTable,
+    pixels: PixelSpace,
+    *,
+    seed: int,
+    index: int = 0,
+    plan: ExecutionPlan,
+    cache: Cache,
+    reporter: Reporter = SILENT,
+) -> Trajectory:
+    """Trains expert number `index` of `seed` from scratch, or takes it from the cache, or continues it where it was interrupted.
+
+    Snapshots hold parameters and buffers. Validation measures them; the test split is not seen. The result does not depend on interruptions.
+    """
+    task = {
+        "model": network.spec.to_dict(),
+        "shape": list(network.shape),
+        "classes": network.classes,
+        "recipe": recipe.model_dump(mode="json"),
+        "train": train.digest,
+        "validation": validation.digest,
+        "pixels": store.content_digest(pixels.header(), pixels.tensors()),
+        "seed": seed,
+        "index": index,
+        "plan": plan.model_dump(exclude={"reason"}),
+    }
+    key = cache.key("experts", task)
+    folder = cache.path("experts", key)
+    found = _finished(folder, key)
+    if found is not None:
+        return found
+    streams = Streams(seed)["expert", index]
+    examples = Examples.of_table(train, pixels)
+    total, per_epoch = recipe.total_steps(len(train)), recipe.steps_per_epoch(len(train))
+    kept = snapshot_steps(per_epoch, total)
+    state, records = _interrupted(folder) or (TrainingState(0, network.init(streams), {}), [])
+    truth = torch.from_numpy(validation.labels.copy())
+
+    def keep(live: TrainingState) -> None:
+        if records and records[-1].step >= live.step:
+            return
+        if not live.finite:
+            raise LimbeckError(
+                f"expert {index} diverged before step {live.step} (learning rate {recipe.lr:g}): its numbers are no longer finite; use a smaller --expert-lr"
+            )
+        network_state = {name: tensor.cpu().clone() for name, tensor in live.network.items()}
+        logits = predict(network, network_state, validation, pixels, plan)
+        result = score_logits(logits, truth) if len(validation) else None
+        entropy = float(torch.special.entr(logits.double().softmax(1)).sum(1).mean()) if len(validation) else float("nan")
+        name = f"step-{live.step:07d}.safetensors"
+        digest = Expert(network, network_state, pixels, live.step, "").save(folder / name, {"key": key, "index": index, "seed": seed})
+        accuracy, loss = (result.accuracy, result.loss) if result else (float("nan"), float("nan"))
+        records.append(Snapshot(live.step, live.step / per_epoch, accuracy, loss, entropy, name, digest))
+        header = {"kind": _RESUME_KIND, "key": key, "step": live.step, "snapshots": [vars(record) for record in records]}
+        tensors = {**{f"network.{n}": t for n, t in live.network.items()}, **{f"optimizer.{n}": t for n, t in live.optimizer.items()}}
+        store.save(folder / _RESUME, header, tensors)
+
+    with reporter.task(f"expert {index + 1}: {recipe.epochs or 0:g} epochs" if recipe.epochs else f"expert {index + 1}", total) as tick:
+        tick(state.step)
+        fit(network, state, examples, recipe, streams, plan, observe_at=frozenset(kept), observe=keep, tick=tick)
+    store.write_json(folder / _DONE, {"key": key, "task": task, "snapshots": [vars(record) for record in records]})
+    (folder / _RESUME).unlink(missing_ok=True)
+    return Trajectory(folder, key, tuple(records), task)
+
+
+def find_trajectory(cache: Cache, key: str) -> Trajectory | None:
+    """A finished trajectory by its key, if the cache still has it."""
+    return _finished(cache.path("experts", key), key)
+
+
+def _finished(folder: Path, key: str) -> Trajectory | None:
+    try:
+        record = json.loads((folder / _DONE).read_text(encoding="utf-8"))
+        snapshots = tuple(Snapshot(**entry) for entry in record["snapshots"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Trajectory(folder, key, snapshots, record["task"]) if all((folder / snapshot.file).exists() for snapshot in snapshots) else None
+
+
+def _interrupted(folder: Path) -> tuple[TrainingState, list[Snapshot]] | None:
+    try:
+        header, tensors = store.load(folder / _RESUME, _RESUME_KIND)
+    except FileFormatError:
+        return None
+    parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        part, _, key = name.partition(".")
+        parts[part][key] = tensor
+    return TrainingState(header["step"], parts["network"], parts["optimizer"]), [Snapshot(**entry) for entry in header["snapshots"]]

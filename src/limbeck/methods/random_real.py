@@ -1,0 +1,68 @@
+"""`random-real`: real training images under an expert's soft labels. The soft-label baseline of Qin, Deng and Alvarez-Melis 2024 (arXiv 2406.10485)."""
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from limbeck.data.tables import Subset
+from limbeck.labels.rules import make_labels
+from limbeck.methods import SELECTORS
+from limbeck.methods.problem import Problem
+from limbeck.types.distilled import DistilledDataset
+
+
+class Options(BaseModel):
+    """``selector`` is a name of the table, with an argument behind a colon where it takes one: ``ce-quantile:3``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    selector: str = Field("random", description="random, herding, k-center or ce-quantile:0..9")
+
+
+class RandomReal:
+    """Chooses `counts[k]` real images of each class k and labels the un-augmented image once: ``y = softmax(z(x) / T)`` (section 3.1 of the paper).
+
+    Cost: one forward pass of the expert over the chosen images; selectors other than random need one over the training set. Deviation from the authors'
+    code: the expert and its snapshot are chosen on validation, not on test.
+    """
+
+    Options = Options
+    needs_expert_for_hard_labels = False
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        name, _, argument = options.selector.partition(":")
+        SELECTORS.check(name)
+        self._selector, self._argument = name, argument or None
+
+    def total_steps(self, problem: Problem) -> int:
+        """Nothing is optimized."""
+        return 0
+
+    def init(self, problem: Problem) -> Int[Tensor, " N"]:
+        """The state is the chosen training indices, class by class."""
+        select = SELECTORS[self._selector]
+        return torch.cat([select(problem, number, count, self._argument) for number, count in enumerate(problem.counts) if count])
+
+    def step(self, problem: Problem, state: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """There is nothing to improve: the state is final."""
+        return state
+
+    def finish(self, problem: Problem, state: Int[Tensor, " N"]) -> DistilledDataset:
+        """Labels the chosen images."""
+        chosen = Subset(problem.train, np.asarray(state))
+        owners = torch.from_numpy(chosen.labels.copy())
+        soft = problem.rule.kind == "soft" and problem.expert is not None
+        logits = problem.expert.logits(chosen, problem.plan) if soft and problem.expert is not None else None
+        return DistilledDataset(
+            images=chosen.read(range(len(chosen))),
+            owners=owners,
+            labels=make_labels(problem.rule, owners, logits, len(chosen.classes), problem.expert.digest if soft and problem.expert else None),
+            pixels=problem.pixels,
+            classes=chosen.classes,
+            recipe=problem.recipe,
+            architecture=problem.network.spec.to_dict(),
+            provenance={**problem.provenance, "indices": state.tolist()},
+        )

@@ -1,0 +1,69 @@
+"""What a user can ask of a job, as typed fields. Free of torch, so that help is instant."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from limbeck.errors import OptionError
+
+
+def parse_size(text: object) -> object:
+    """``"64"`` or ``"32x48"`` (height x width) as the pair of sides that a source takes."""
+    if not isinstance(text, str):
+        return text
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise OptionError(f"a size looks like 64 or 32x48 (height x width), got {text!r}")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+class SourceOptions(BaseModel):
+    """How the data are opened and split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    root: Annotated[Path | None, Field(description="folder that holds a named data set's files")] = None
+    size: Annotated[str | None, Field(description="resize images: 64 (short side, center crop) or 32x48 (height x width)")] = None
+    channels: Annotated[int | None, Field(description="1 (gray) or 3 (RGB); default: as the images are")] = None
+    skip_corrupt: Annotated[bool, Field(description="leave out images that cannot be read, and say which")] = False
+    validation: Annotated[float, Field(description="fraction of train kept for choosing")] = 0.1
+    pixels: Annotated[str, Field(description="pixel space: raw, normalize, zca-mtt, zca-kip, zca-frepo")] = "normalize"
+
+
+class EvaluationOptions(BaseModel):
+    """How sets are judged, and on what the arithmetic runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    protocol: Annotated[str, Field(description="how students are trained; see: limbeck ls protocols")] = "dc"
+    students: Annotated[int, Field(ge=1, description="students for every set")] = 5
+    cross: Annotated[tuple[str, ...], Field(description="further architectures to evaluate on")] = ()
+    tune_lr: Annotated[bool, Field(description="choose the students' learning rate on validation, the same search for every kind of set")] = False
+    baselines: Annotated[bool, Field(description="evaluate random real images with hard and with the same soft labels beside the set")] = True
+    device: Annotated[str, Field(description="auto, cpu, cuda or cuda:N")] = "auto"
+    threads: Annotated[int | None, Field(ge=1, description="CPU threads; default: all cores")] = None
+
+
+class DistillOptions(SourceOptions, EvaluationOptions):
+    """Everything that `distill` takes beside the source."""
+
+    ipc: Annotated[str | None, Field(description="images per class: a number, or 'proportional' to the class sizes")] = None
+    bytes: Annotated[str | None, Field(description="byte budget for images, labels and decoder: 100kB, 2MiB")] = None
+    method: Annotated[str, Field(description="see: limbeck ls methods")] = "random-real"
+    selector: Annotated[str, Field(description="which real images: random, herding, k-center, ce-quantile:0..9")] = "random"
+    model: Annotated[str, Field(description="architecture of expert and students: convnet, convnet-d3-w64, resnet18, mlp, module:factory")] = "convnet"
+    labels: Annotated[Literal["soft", "hard"], Field(description="soft: from the expert; hard: the class alone")] = "soft"
+    temperature: Annotated[float, Field(gt=0, description="divides the expert's logits")] = 1.0
+    top_k: Annotated[int | None, Field(ge=1, description="keep the k largest label entries")] = None
+    renormalize: Annotated[bool, Field(description="scale the kept entries to sum to one")] = True
+    label_precision: Annotated[Literal["float32", "float16", "uint8"], Field(description="how label entries are stored")] = "float32"
+    experts: Annotated[int, Field(ge=1, description="experts trained from different seeds")] = 1
+    ensemble: Annotated[bool, Field(description="average the experts' logits into one labeler")] = False
+    expert_epochs: Annotated[int, Field(ge=1, description="epochs of expert training")] = 5
+    expert_lr: Annotated[float, Field(gt=0, description="learning rate of expert training")] = 0.01
+    expert_step: Annotated[int | None, Field(ge=0, description="use this snapshot instead of choosing one on validation")] = None
+    expert_file: Annotated[Path | None, Field(description="your own checkpoint as the expert (state dict or .safetensors)")] = None
+    draws: Annotated[int, Field(ge=1, description="independent draws of images to evaluate; the first is saved")] = 1
+    evaluate: Annotated[bool, Field(description="evaluate the set after making it")] = True
+    seed: Annotated[int, Field(ge=0, description="root of every random stream")] = 0

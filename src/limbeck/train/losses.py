@@ -1,0 +1,39 @@
+"""Losses on logits [B, K] against label rows [B, K]. Each returns the SUM over the batch, so that a batch can be processed in chunks exactly."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+Loss = Callable[[Float[Tensor, "B K"], Float[Tensor, "B K"]], Float[Tensor, ""]]
+
+
+def soft_cross_entropy(logits: Float[Tensor, "B K"], labels: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
+    """``-sum_i sum_k y_ik log softmax(z_i)_k``. Rows need not sum to one: truncated labels weigh less, as in the label paper's scaling law
+    (Qin, Deng and Alvarez-Melis 2024, section 4.3)."""
+    return -(labels * F.log_softmax(logits, dim=1)).sum()
+
+
+def tempered_kl(temperature: float) -> Loss:
+    """``sum_i KL(q_i || softmax(z_i / T))`` with ``q = softmax(log y / T)``, without the factor T^2 (SRe2L; Yin, Xing and Shen 2023).
+
+    A probability row y is a softmax of logits up to a constant, so ``softmax(log y / T)`` equals tempering the expert's own logits.
+    """
+
+    def loss(logits: Float[Tensor, "B K"], labels: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
+        target = F.log_softmax(labels.clamp_min(torch.finfo(labels.dtype).tiny).log() / temperature, dim=1)
+        return F.kl_div(F.log_softmax(logits / temperature, dim=1), target, reduction="sum", log_target=True)
+
+    return loss
+
+
+def centered_mse(logits: Float[Tensor, "B K"], labels: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
+    """``1/2 sum_i sum_k (z_ik - (y_ik - 1/K))^2`` on centered labels (FRePo; Zhou, Nezhadarya and Ba 2022)."""
+    return 0.5 * (logits - (labels - 1 / labels.shape[1])).square().sum()
+
+
+def make_loss(name: str, temperature: float) -> Loss:
+    """The loss of a recipe."""
+    return {"cross-entropy": soft_cross_entropy, "kl": tempered_kl(temperature), "mse": centered_mse}[name]

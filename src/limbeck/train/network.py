@@ -1,0 +1,112 @@
+"""A network as a function of its parameters, so that one module serves any number of students, snapshots and experts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from limbeck.models import ModelSpec, build
+from limbeck.streams import Streams
+from limbeck.train.losses import make_loss
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Network:
+    """An architecture at an image shape and a number of classes."""
+
+    spec: ModelSpec
+    shape: tuple[int, int, int]
+    classes: int
+
+    def init(self, streams: Streams) -> State:
+        """Freshly initialized parameters and buffers from the stream ``init``. The same stream gives the same bytes."""
+        module = build(self.spec, shape=self.shape, classes=self.classes, generator=streams.torch("init"))
+        return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+    @property
+    def module(self) -> nn.Module:
+        """The shared template; its own weights mean nothing."""
+        return _template(self)
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the trained tensors of a state; the others are buffers."""
+        return tuple(name for name, _ in self.module.named_parameters())
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained values P."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether an image's output in training depends on the rest of its batch, so that a batch must not be split."""
+        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.module.modules())
+
+    def forward(self, state: Mapping[str, Tensor], images: Float[Tensor, "B C H W"], *, training: bool = False) -> Float[Tensor, "B K"]:
+        """Logits under the given state. In training, batch statistics in `state` are updated in place."""
+        module = self.module
+        module.train(training)
+        logits = torch.func.functional_call(module, dict(state), (images,))
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def loaded(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """A module of its own that holds the state: what a user of plain PyTorch wants."""
+        module = build(self.spec, shape=self.shape, classes=self.classes, generator=torch.Generator().manual_seed(0))
+        module.load_state_dict(dict(state))
+        return module.eval()
+
+    def flops(self) -> int:
+        """Multiply-adds counted twice, of one forward pass of one image."""
+        return _flops(self)
+
+
+@lru_cache(maxsize=64)
+def _template(network: Network) -> nn.Module:
+    return build(network.spec, shape=network.shape, classes=network.classes, generator=torch.Generator().manual_seed(0))
+
+
+@lru_cache(maxsize=64)
+def _flops(network: Network) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.module.eval()(torch.zeros(1, *network.shape))
+    return int(counter.get_total_flops())
+
+
+LossOfState = Callable[[State, Tensor, Tensor], Tensor]
+
+
+@lru_cache(maxsize=64)
+def loss_of_state(network: Network, loss: str, temperature: float, precision: str, device_type: str) -> LossOfState:
+    """``(state, images [B, C, H, W], labels [B, K]) -> summed loss`` in training mode; with bfloat16 the network runs under autocast and the loss in float32."""
+    criterion, narrow, module = make_loss(loss, temperature), precision == "bfloat16", network.module
+
+    def summed_loss(state: State, images: Tensor, labels: Tensor) -> Tensor:
+        module.train()
+        with torch.autocast(device_type, torch.bfloat16, enabled=narrow):
+            logits = torch.func.functional_call(module, state, (images,))
+        return criterion(logits.float(), labels)
+
+    return summed_loss
+
+
+@lru_cache(maxsize=64)
+def compiled_loss_of_state(network: Network, loss: str, temperature: float, precision: str, device_type: str) -> LossOfState:
+    """The same, compiled; one compilation per batch shape."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    compiled = torch.compile(loss_of_state(network, loss, temperature, precision, device_type), dynamic=False)
+
+    def summed_loss(state: State, images: Tensor, labels: Tensor) -> Tensor:
+        return compiled(state, images.contiguous(memory_format=torch.channels_last), labels)
+
+    return summed_loss

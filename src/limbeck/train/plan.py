@@ -1,0 +1,91 @@
+"""Chooses an `ExecutionPlan` by device, network and amount of work, and applies its process-wide parts."""
+
+import ctypes
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+
+from limbeck.errors import OptionError
+from limbeck.train.network import Network
+from limbeck.types.plan import ExecutionPlan
+
+_CHUNK_OPERATIONS = 3.2e9  # of a forward pass: 32 images of a ConvNet-D3-W128 at 28x28, whose activations then stay in the cache
+_COMPILE_PAYS_ABOVE = 20e12  # operations of a whole job; a CPU compiles for 10 to 40 s, in which an eager run does about 3e12
+
+
+def plan_for(network: Network, images: int, *, device: str = "auto", threads: int | None = None) -> ExecutionPlan:
+    """The plan for a job that passes `images` images (epochs and students included) through the training of `network`.
+
+    On a CPU, long jobs are compiled, in bfloat16 where the processor multiplies it natively; short ones stay eager in float32, since compiling would cost more
+    than it saves. Batches pass in chunks whose activations fit the cache unless the network has batch statistics.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise OptionError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise OptionError("device 'cuda' was asked for, but this machine has no usable GPU; use --device cpu")
+    if kind != "cpu":
+        return ExecutionPlan(device=device, chunk=0, threads=threads or 1, reason=f"{kind} device: whole batches")
+    cores = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+    chunk = 0 if network.has_batch_statistics else max(16, min(1024, int(_CHUNK_OPERATIONS / max(network.flops(), 1))))
+    work = 3 * network.flops() * images
+    if work < _COMPILE_PAYS_ABOVE:
+        return ExecutionPlan(device=device, chunk=chunk, threads=cores, reason=f"{work:.1e} operations: too short to compile")
+    if _compiler() is None:
+        return ExecutionPlan(device=device, chunk=chunk, threads=cores, reason="no C++ compiler found: eager")
+    narrow = torch.ops.mkldnn._is_mkldnn_bf16_supported() and _native_bfloat16()
+    precision = "bfloat16" if narrow else "float32"
+    return ExecutionPlan(
+        device=device, strategy="compiled", precision=precision, chunk=chunk, threads=cores, reason=f"{work:.1e} operations: compiled, {precision}"
+    )
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Runs with `count` CPU threads, and with an allocator that keeps freed memory; restores the thread count afterwards."""
+    _keep_freed_memory()
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@cache
+def _keep_freed_memory() -> bool:
+    """Tells glibc's allocator to reuse large blocks instead of returning them to the system after every operation.
+
+    Activations are tens of megabytes; by default each is mapped and unmapped anew, and page faults then cost as much as the arithmetic (measured: half
+    the time of an eager ConvNet step on two cores). Numbers are unaffected. Elsewhere than glibc this does nothing.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        libc = ctypes.CDLL(None)
+        mmap_threshold, trim_threshold = -3, -1
+        return bool(libc.mallopt(mmap_threshold, 1 << 30)) and bool(libc.mallopt(trim_threshold, (1 << 31) - 1))
+    except (OSError, AttributeError):
+        return False
+
+
+def _compiler() -> str | None:
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+
+
+@cache
+def _native_bfloat16() -> bool:
+    try:
+        with open("/proc/cpuinfo") as info:
+            flags = info.read()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,1 @@
+"""Value objects: frozen, checked when made, trusted afterwards."""
