@@ -10,6 +10,20 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "load": "limbeck.types.distilled:DistilledDataset.load",
+    "distill": "limbeck.study.distill:distill",
+    "evaluate_file": "limbeck.study.judge:evaluate_file",
+    "train_on_file": "limbeck.study.judge:train_on_file",
+    "write_report": "limbeck.report.html:write_report",
+    "open_source": "limbeck.data.opening:open_source",
+    "Splits": "limbeck.data.splits:Splits",
+    "DistilledDataset": "limbeck.types.distilled:DistilledDataset",
+    "DistillOptions": "limbeck.study.options:DistillOptions",
+    "EvaluationOptions": "limbeck.study.options:EvaluationOptions",
+    "Expert": "limbeck.experts.expert:Expert",
+    "Labels": "limbeck.types.labels:Labels",
+    "PixelSpace": "limbeck.types.pixels:PixelSpace",
+    "Recipe": "limbeck.types.recipe:Recipe",
     "LimbeckError": "limbeck.errors:LimbeckError",
     "Streams": "limbeck.streams:Streams",
 }

@@ -37,11 +37,12 @@ def content_digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
+        if tensor.numel():
+            sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a temporary path in the same folder, then moves the result over `path`: readers see the old file or the whole new one."""
     path = Path(path)
     try:
@@ -49,7 +50,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)
     except OSError as problem:
-        raise LimbeckError(f"cannot write {str(path)!r}: {problem.strerror or problem}; choose another folder with --out or free some space") from None
+        raise LimbeckError(
+            f"cannot write {str(path)!r}: {problem.strerror or problem}; choose another folder with --out or free some space"
+        ) from None
     temporary = Path(name)
     try:
         write(temporary)
@@ -58,14 +61,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.chmod(0o644)
         os.replace(temporary, path)
     except OSError as problem:
-        raise LimbeckError(f"cannot write {str(path)!r}: {problem.strerror or problem}; choose another folder with --out or free some space") from None
+        raise LimbeckError(
+            f"cannot write {str(path)!r}: {problem.strerror or problem}; choose another folder with --out or free some space"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
-    write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -78,7 +83,7 @@ def save(path: Path, header: Mapping[str, Any], tensors: Mapping[str, torch.Tens
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     digest = content_digest(header, owned)
     payload = serialize(owned, metadata={_KEY: canonical_json({"digest": digest, "header": header})})
-    write_atomically(Path(path), lambda temporary: temporary.write_bytes(payload) and None)
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(payload))
     return digest
 
 
@@ -110,7 +115,9 @@ def _read(path: Path, kind: str, names: Callable[[str], bool] | None) -> tuple[d
             available = list(reader.keys())
             tensors = {} if names is None else {name: reader.get_tensor(name) for name in available if names(name)}
     except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as problem:
-        raise FileFormatError(f"{str(path)!r} is not a readable safetensors file (truncated, foreign or damaged: {problem}); use an intact copy") from None
+        raise FileFormatError(
+            f"{str(path)!r} is not a readable safetensors file (truncated, foreign or damaged: {problem}); use an intact copy"
+        ) from None
     try:
         record = json.loads(metadata[_KEY])
         header, digest = record["header"], record["digest"]

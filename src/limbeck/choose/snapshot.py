@@ -72,7 +72,9 @@ def successive_halving(
     if len(candidates) == 1:
         return Choice(candidates[0], (), 0)
     if len(validation) == 0:
-        raise OptionError("choosing the expert's snapshot needs a validation split, got an empty one; use --validation 0.1, or name the step with --expert-step")
+        raise OptionError(
+            "choosing the expert's snapshot needs a validation split, got an empty one; use --validation 0.1, or name the step with --expert-step"
+        )
     judges = Subset(validation, _stratified(validation, streams))
     sets = {candidate: make(candidate) for candidate in candidates}
     alive, trials = list(candidates), []
@@ -120,7 +122,9 @@ def best_learning_rate(
     return max(means, key=lambda rate: (means[rate], -rate)), means
 
 
-def _judge(dataset: DistilledDataset, network: Network, recipe: Recipe, judges: ImageTable, streams: Streams, plan: ExecutionPlan, cache: Cache) -> float:
+def _judge(
+    dataset: DistilledDataset, network: Network, recipe: Recipe, judges: ImageTable, streams: Streams, plan: ExecutionPlan, cache: Cache
+) -> float:
     task = {
         "set": dataset.digest,
         "model": network.spec.to_dict(),

@@ -1,7 +1,7 @@
 """Labeled image sources, their splits, and what happens to pixels before a network sees them.
 
-`SOURCES` is the visible table of sources; each entry opens ``(target, SourceOptions) -> Source``. Importing this package imports no torch, so that the
-command line can list the table at once; the other names load on first use.
+`SOURCES` is the visible table of sources; each entry opens ``(target, SourceOptions) -> Source``. Importing this package imports no torch, so that
+the command line can list the table at once; the other names load on first use.
 """
 
 from importlib import import_module

@@ -4,7 +4,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,7 +41,8 @@ def open_cifar100(target: str, options: SourceOptions) -> Source:
     searched = places("cifar100", options.root, "cifar-100-binary", "cifar-100-python")
     for folder in searched:
         if (folder / "train.bin").is_file():
-            return _source("cifar100", _joined(folder, ["train.bin"], _binary(2)), _joined(folder, ["test.bin"], _binary(2)), _fine_names(folder), options)
+            train, test = _joined(folder, ["train.bin"], _binary(2)), _joined(folder, ["test.bin"], _binary(2))
+            return _source("cifar100", train, test, _fine_names(folder), options)
         if (folder / "train").is_file():
             train, test = _joined(folder, ["train"], _pickled("fine_labels")), _joined(folder, ["test"], _pickled("fine_labels"))
             return _source("cifar100", train, test, _fine_names(folder), options)
@@ -75,7 +76,7 @@ def _binary(labels: int) -> Callable[[Path], Records]:
     def read(path: Path) -> Records:
         data = np.fromfile(path, dtype=np.uint8)
         if not len(data) or len(data) % (labels + PIXELS):
-            raise DataError(f"{str(path)!r} has {len(data)} bytes, wanted a multiple of {labels + PIXELS} (one record); it is truncated: unpack it again")
+            raise DataError(f"{str(path)!r} has {len(data)} bytes, wanted a multiple of {labels + PIXELS}; it is truncated: unpack it again")
         rows = data.reshape(-1, labels + PIXELS)
         return rows[:, labels:].copy(), rows[:, labels - 1].astype(np.int64)
 
@@ -155,7 +156,7 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 class _Inert(pickle.Unpickler):
     """Unpickles containers, numbers, text and byte arrays. Every global is looked up in this table of harmless stand-ins; nothing is imported."""
 
-    GLOBALS = {
+    GLOBALS: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "ndarray"): _Array,
         ("numpy", "dtype"): _ByteType,
         ("numpy.core.multiarray", "_reconstruct"): _reconstruct,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class ComposedTable(ImageTable):
         pairs = base.labels[base_groups]
         self.labels = checked_labels(pairs[:, 0] * len(names) + pairs[:, 1], self.classes, len(base_groups))
 
-    def read(self, indices: Sequence | np.ndarray | Tensor) -> UInt8[Tensor, "B C H W"]:
+    def read(self, indices: Sequence[Any] | np.ndarray | Tensor) -> UInt8[Tensor, "B C H W"]:
         groups = self.base_groups[as_indices(indices, len(self))]
         return torch.cat([self.base.read(groups[:, 0]), self.base.read(groups[:, 1])], dim=3)
 
@@ -54,30 +55,27 @@ class ComposedTable(ImageTable):
 def open_composed(target: str, options: SourceOptions) -> Source:
     """``composed:<source>``: train, validation and test composites from disjoint base images.
 
-    The base's train part gives a tenth, stratified, to a validation pool (and first a fifth to a test pool when it has no test part); then each pool is
-    composed on its own. Halves larger than 16 pixels on a side are resized to 16x16, or to ``size`` when it is given; smaller ones are kept. There are
-    as many composites as the pool's part had base images (train: before validation was taken), rounded down to the same number for each of the K^2
-    classes, at least one. Pairs are drawn without repetition, where there are enough, from fixed streams: they are part of the source's
+    The base's train part gives a tenth, stratified, to a validation pool (and first a fifth to a test pool when it has no test part); then each pool
+    is composed on its own. Halves larger than 16 pixels on a side are resized to 16x16, or to ``size`` when it is given; smaller ones are kept. There
+    are as many composites as the pool's part had base images (train: before validation was taken), rounded down to the same number for each of the
+    K^2 classes, at least one. Pairs are drawn without repetition, where there are enough, from fixed streams: they are part of the source's
     definition. Fashion-MNIST: 100 classes of 1x16x32; 600, 60 and 100 composites per class.
     """
     base = open_source(target, **vars(options))
-    train, test, notes = base.train, base.test, list(base.notes)
+    train: ImageTable = base.train
+    test, notes = base.test, list(base.notes)
     if len(train.classes) < 2 or target.startswith("composed:"):
         raise OptionError(f"composed: needs a plain source of 2 or more classes, got {target!r}; name another source")
     if test is None:
         train, test = carve(train, TEST, STREAMS.seed("test"))
     size = (HALF, HALF) if options.size is None and max(train.shape[1:]) > HALF else None
-    if base.validation is None:
-        pool, held_out = carve(train, VALIDATION, STREAMS.seed("validation"))
-        total = len(train)
-    else:
-        pool, held_out, total = train, base.validation, len(train)
+    pool, held_out = (train, base.validation) if base.validation is not None else carve(train, VALIDATION, STREAMS.seed("validation"))
     repeated = int(np.isin(train.record_digests(), test.record_digests()).sum())
     if repeated:
         notes.append(f"{repeated} of {len(train)} base images of train and validation have an exact duplicate in test")
     tables = {
         name: compose(_halves(part, size), records, STREAMS.numpy("pairs", name))
-        for name, part, records in (("train", pool, total), ("validation", held_out, len(held_out)), ("test", test, len(test)))
+        for name, part, records in (("train", pool, len(train)), ("validation", held_out, len(held_out)), ("test", test, len(test)))
     }
     return Source(f"composed:{base.name}", tables["train"], tables["test"], notes=tuple(notes), validation=tables["validation"])
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import BinaryIO, TypeVar
+from io import BufferedIOBase
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from limbeck.data.resize import Size, scaled_sides, target_sides
 from limbeck.errors import DataError
@@ -62,8 +63,8 @@ def _is_gray(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
 
 
-def _open(file: BinaryIO) -> Image.Image:
-    image = Image.open(file, formats=FORMATS)
+def _open(file: BufferedIOBase) -> Image.Image:
+    image = Image.open(file, formats=FORMATS)  # type: ignore[arg-type]  # BytesIO and open() share this base, but not IO, when checked.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise CorruptImage(f"its header claims {image.width} x {image.height} pixels, more than the limit of {limit}")
@@ -73,12 +74,12 @@ def _open(file: BinaryIO) -> Image.Image:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"its header claims more than twice the limit of {Image.MAX_IMAGE_PIXELS} pixels"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "not a readable image"
     return str(error).strip().rstrip(".").splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def read_header(open_file: Callable[[], BinaryIO]) -> Header:
+def read_header(open_file: Callable[[], BufferedIOBase]) -> Header:
     """Reads the header only. Raises `CorruptImage` with the reason."""
     try:
         with open_file() as file, _open(file) as image:
@@ -118,7 +119,7 @@ def _draft(image: Image.Image, size: Size, turned: bool) -> None:
     """Lets a JPEG decode at 1/2, 1/4 or 1/8 scale, keeping at least twice the wanted sides so that the antialiased resize still has its say."""
     height, width = (image.width, image.height) if turned else (image.height, image.width)
     tall, wide = (2 * side for side in scaled_sides(height, width, size))
-    image.draft(None, (tall, wide) if turned else (wide, tall))  # type: ignore[arg-type]  # None keeps the mode; Pillow's own code tests for it.
+    image.draft(None, (tall, wide) if turned else (wide, tall))
 
 
 def _sized(image: Image.Image, size: Size) -> Image.Image:
@@ -130,7 +131,7 @@ def _sized(image: Image.Image, size: Size) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def decode(open_file: Callable[[], BinaryIO], channels: int, size: Size | None) -> np.ndarray:
+def decode(open_file: Callable[[], BufferedIOBase], channels: int, size: Size | None) -> np.ndarray:
     """uint8 [C, H, W] of one image, in the module's conventions. Raises `CorruptImage` with the reason."""
     try:
         with open_file() as file, _open(file) as opened:
@@ -150,5 +151,3 @@ def decode(open_file: Callable[[], BinaryIO], channels: int, size: Size | None) 
     except Exception as error:  # As in read_header.
         raise CorruptImage(_reason(error)) from None
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-

@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import BinaryIO, TypeVar
+from io import BufferedIOBase
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ SAMPLES, SAMPLE_BYTES = 8, 4096
 BATCH = 256
 
 
-def digest_file(file: BinaryIO, size: int, whole: bool) -> int:
+def digest_file(file: BufferedIOBase, size: int, whole: bool) -> int:
     """64-bit BLAKE2b of a file's bytes; beyond 128 KiB, unless `whole`, of its size and eight evenly spaced 4 KiB samples, first and last included.
 
     Compressed images that differ also differ in size or in the checksums and entropy-coded bytes at their end; uncompressed ones are read whole.
@@ -60,11 +61,11 @@ class Records(ABC):
         """What the user calls the image: its path, or its row."""
 
     @abstractmethod
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> BufferedIOBase:
         """The encoded bytes. Must be safe to call from several threads."""
 
     @abstractmethod
-    def bytes(self, index: int) -> int:
+    def encoded_bytes(self, index: int) -> int:
         """Encoded size in bytes."""
 
     def incompressible(self, index: int) -> bool:
@@ -103,7 +104,7 @@ class EncodedTable(ImageTable):
         self.pixels = pixels
         self.resident = pixels is not None
 
-    def read(self, indices: Sequence | np.ndarray | Tensor) -> UInt8[Tensor, "B C H W"]:
+    def read(self, indices: Sequence[Any] | np.ndarray | Tensor) -> UInt8[Tensor, "B C H W"]:
         wanted = as_indices(indices, len(self))
         if self.pixels is not None:
             return self.pixels[torch.from_numpy(wanted)]
@@ -123,7 +124,7 @@ class EncodedTable(ImageTable):
     def _digest_record(self, record: int) -> int:
         try:
             with self.records.open(record) as file:
-                return digest_file(file, self.records.bytes(record), self.records.incompressible(record))
+                return digest_file(file, self.records.encoded_bytes(record), self.records.incompressible(record))
         except OSError as error:
             raise DataError(f"image {self.records.name(record)!r} cannot be read ({error.strerror or error}); was it moved?") from None
 
@@ -207,7 +208,7 @@ class Opening:
     def _worth_verifying(self) -> bool:
         if self.options.skip_corrupt:
             return True
-        return sum(part.records.bytes(index) for part in self.parts.values() for index in range(len(part.records))) <= VERIFY_BYTES
+        return sum(part.records.encoded_bytes(index) for part in self.parts.values() for index in range(len(part.records))) <= VERIFY_BYTES
 
     def _verify(self) -> dict[str, Tensor]:
         """Decodes everything once, `BATCH` images at a time; returns the pixels of all parts when they may stay in memory."""

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Sequence
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -29,10 +29,10 @@ class FileRecords(Records):
     def name(self, index: int) -> str:
         return self.paths[index]
 
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> BufferedIOBase:
         return open(self.paths[index], "rb")
 
-    def bytes(self, index: int) -> int:
+    def encoded_bytes(self, index: int) -> int:
         return os.path.getsize(self.paths[index])
 
     def incompressible(self, index: int) -> bool:
@@ -91,7 +91,7 @@ def _sub_folders(folder: Path) -> list[str]:
 def _class_names(folder: Path) -> list[str]:
     classes = _sub_folders(folder)
     if not classes:
-        raise DataError(f"folder {str(folder)!r} has no sub-folders, wanted one per class with that class's images; move the images into class folders")
+        raise DataError(f"folder {str(folder)!r} has no sub-folders, wanted one per class; move each class's images into a folder of its own")
     return classes
 
 

@@ -2,8 +2,9 @@
 
 import io
 from collections.abc import Mapping
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from limbeck.data.encoded import Opening, Part, Records
 from limbeck.data.labeling import label_array, number_labels
@@ -28,10 +29,10 @@ class RowRecords(Records):
     def name(self, index: int) -> str:
         return f"{self.where} row {index}"
 
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> BufferedIOBase:
         return io.BytesIO(_cell_bytes(self.rows[index][self.column]))
 
-    def bytes(self, index: int) -> int:
+    def encoded_bytes(self, index: int) -> int:
         return self.sizes[index]
 
 
@@ -85,7 +86,7 @@ def _load(datasets: Any, target: str) -> tuple[Any, list[str]]:
         return datasets.load_dataset(name, configuration or None), [note]
     except Exception as error:  # The package raises its own, the network's and the file system's types.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise DataError(f"hf:{target} could not be loaded ({reason}); check the name and the network, or give the folder of a saved dataset") from None
+        raise DataError(f"hf:{target} could not be loaded ({reason}); check the name and the network, or use a saved dataset's folder") from None
 
 
 def _splits(loaded: Any, target: str) -> dict[str, Any]:

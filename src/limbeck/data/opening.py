@@ -47,8 +47,8 @@ def open_source(
     """Opens the source that `spec` names: a table name, ``kind:target``, or a path whose kind is recognized.
 
     Args:
-        spec: ``digits``, ``fashion-mnist``, ``composed:fashion-mnist``, ``hf:<name>``, ``folder:<path>``, ``npz:<path>``, ``parquet:<path>``, or a path.
-            ``fashion-mnist:<path>`` is short for ``root``.
+        spec: ``digits``, ``fashion-mnist``, ``composed:fashion-mnist``, ``hf:<name>``, ``folder:<path>``, ``npz:<path>``, ``parquet:<path>``, or a
+            path. ``fashion-mnist:<path>`` is short for ``root``.
         root: folder of a named data set's files.
         size: int n: short side to n and center crop; (height, width): exactly that. Needed when image sizes differ.
         skip_corrupt: leave out unreadable images, with a note, instead of raising.
@@ -103,7 +103,7 @@ def _folder_kind(path: Path) -> str:
 
 
 def places(name: str, root: Path | None, *also: str) -> list[Path]:
-    """Folders to search for a named data set's files, in order: `root`, ``$LIMBECK_DATA``, Debian's package folder; within each, the usual sub-folders."""
+    """Folders to search for a named data set's files: `root`, ``$LIMBECK_DATA``, Debian's package folder, each with its usual sub-folders."""
     bases = [root] if root is not None else []
     if os.environ.get(DATA_VARIABLE):
         bases.append(Path(os.environ[DATA_VARIABLE]))

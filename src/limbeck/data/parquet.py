@@ -4,8 +4,9 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ ROWS = 64
 class CellRecords(Records):
     """Encoded images one after another, in memory or in a spool file that is read at random places without being mapped."""
 
-    def __init__(self, cells: bytes | BinaryIO, ends: np.ndarray, where: str) -> None:
+    def __init__(self, cells: bytes | BufferedIOBase, ends: np.ndarray, where: str) -> None:
         self.cells = cells
         self.starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
         self.ends = ends
@@ -41,21 +42,21 @@ class CellRecords(Records):
     def name(self, index: int) -> str:
         return f"{self.where} row {index}"
 
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> BufferedIOBase:
         start, end = int(self.starts[index]), int(self.ends[index])
         if isinstance(self.cells, bytes):
             return io.BytesIO(self.cells[start:end])
         return io.BytesIO(os.pread(self.cells.fileno(), end - start, start))
 
-    def bytes(self, index: int) -> int:
+    def encoded_bytes(self, index: int) -> int:
         return int(self.ends[index] - self.starts[index])
 
 
 def open_parquet(target: str, options: SourceOptions) -> Source:
     """A Parquet file, or a folder of them whose names begin with (or whose sub-folders are) ``train``, ``validation`` or ``test``.
 
-    The image column holds encoded images: binary, or the struct of ``bytes`` and ``path`` of Hugging Face. Labels are names or numbers; the class names
-    in the Hugging Face schema are used when they are there. Without a test part, validation serves as test.
+    The image column holds encoded images: binary, or the struct of ``bytes`` and ``path`` of Hugging Face. Labels are names or numbers; the class
+    names in the Hugging Face schema are used when they are there. Without a test part, validation serves as test.
 
     Files are read one row group at a time. Up to 256 MiB of encoded images stay in memory; more are copied once, uncompressed, to a spool file in
     the cache folder, because a shuffled batch would otherwise unpack every row group of the file.
@@ -67,7 +68,9 @@ def open_parquet(target: str, options: SourceOptions) -> Source:
     return open_parts(path.resolve().stem, files, options, notes=notes)
 
 
-def open_parts(name: str, files: dict[str, list[Path]], options: SourceOptions, *, names: Sequence[str] | None = None, notes: Sequence[str] = ()) -> Source:
+def open_parts(
+    name: str, files: dict[str, list[Path]], options: SourceOptions, *, names: Sequence[str] | None = None, notes: Sequence[str] = ()
+) -> Source:
     """A source from the Parquet files of each part; `names` are the class names when the caller knows them."""
     schema = _file(files["train"][0]).schema_arrow
     image = pick_column("image", options.image_column, IMAGE_COLUMNS, schema.names, str(files["train"][0]))
@@ -157,7 +160,9 @@ def _cells(paths: Sequence[Path], column: str) -> Iterator[bytes]:
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             array, kind = array.field("bytes"), array.field("bytes").type
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise DataError(f"column {column!r} of {str(paths[0])!r} is {kind}, wanted encoded images (binary, or a struct with bytes); name another column")
+            raise DataError(
+                f"column {column!r} of {str(paths[0])!r} is {kind}, wanted encoded images (binary, or a struct with bytes); try --image-column"
+            )
         for cell in array:
             yield cell.as_py() or b""  # A gap becomes an unreadable image, which is then named or skipped like any other.
 

@@ -90,7 +90,9 @@ def fit_pixel_space(name: str, table: ImageTable) -> PixelSpace:
     """Fits the named space on a training table. Raises `OptionError` for an unknown name or images too large for a dense whitening."""
     values = table.shape[0] * table.shape[1] * table.shape[2]
     if name in ("zca-mtt", "zca-kip") and values > _LARGEST_DENSE:
-        raise OptionError(f"{name} whitens at most {_LARGEST_DENSE} values an image, got {values}; use --pixels zca-frepo (blocked) or normalize, or a smaller --size")
+        raise OptionError(
+            f"{name} whitens at most {_LARGEST_DENSE} values an image, got {values}; use --pixels zca-frepo (blocked) or normalize, or a smaller --size"
+        )
     return PIXEL_SPACES[name](table)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from limbeck.errors import DataError
 
 
-def as_indices(indices: Sequence | np.ndarray | Tensor, length: int) -> np.ndarray:
+def as_indices(indices: Sequence[Any] | np.ndarray | Tensor, length: int) -> np.ndarray:
     """`indices` as int64 [B], each in 0..length-1; raises `IndexError` otherwise (a mask or fractions are not indices)."""
     given = np.asarray(indices.cpu() if isinstance(indices, Tensor) else indices).reshape(-1)
     if given.size and given.dtype.kind not in "iu":
@@ -49,7 +49,7 @@ class ImageTable(ABC):
         return len(self.labels)
 
     @abstractmethod
-    def read(self, indices: Sequence | np.ndarray | Tensor) -> UInt8[Tensor, "B C H W"]:
+    def read(self, indices: Sequence[Any] | np.ndarray | Tensor) -> UInt8[Tensor, "B C H W"]:
         """The images at `indices`, in that order; repeats are allowed. Raises `DataError` naming a record that cannot be decoded."""
 
     @abstractmethod
@@ -88,7 +88,7 @@ class ArrayTable(ImageTable):
         self.shape = (images.shape[1], images.shape[2], images.shape[3])
         self.labels = checked_labels(labels, self.classes, len(images))
 
-    def read(self, indices: Sequence | np.ndarray | Tensor) -> UInt8[Tensor, "B C H W"]:
+    def read(self, indices: Sequence[Any] | np.ndarray | Tensor) -> UInt8[Tensor, "B C H W"]:
         return self.images[torch.from_numpy(as_indices(indices, len(self)))]
 
     @cached_property
@@ -103,7 +103,7 @@ class ArrayTable(ImageTable):
 class Subset(ImageTable):
     """A view of some records of another table, in the given order."""
 
-    def __init__(self, table: ImageTable, indices: Sequence | np.ndarray | Tensor) -> None:
+    def __init__(self, table: ImageTable, indices: Sequence[Any] | np.ndarray | Tensor) -> None:
         self.table = table
         self.indices = as_indices(indices, len(table))
         self.classes = table.classes
@@ -112,7 +112,7 @@ class Subset(ImageTable):
         self.resident = table.resident
         self.decoding = table.decoding
 
-    def read(self, indices: Sequence | np.ndarray | Tensor) -> UInt8[Tensor, "B C H W"]:
+    def read(self, indices: Sequence[Any] | np.ndarray | Tensor) -> UInt8[Tensor, "B C H W"]:
         return self.table.read(self.indices[as_indices(indices, len(self))])
 
     def record_digests(self) -> np.ndarray:

@@ -15,8 +15,8 @@ from limbeck.errors import DataError
 def open_tiny_imagenet(target: str, options: SourceOptions) -> Source:
     """``wnids.txt``, ``train/<wnid>/images/*.JPEG``, and ``val/`` with ``val_annotations.txt`` as the test part (the official test has no labels).
 
-    Classes are in the order of ``wnids.txt``, named by the first name in ``words.txt`` where that file is there (with the id added when two share it).
-    Gray images become RGB.
+    Classes are in the order of ``wnids.txt``, named by the first name in ``words.txt`` where that file is there (with the id added when two share
+    it). Gray images become RGB.
     """
     searched = places("tiny-imagenet-200", Path(target) if target else options.root, "tiny-imagenet")
     root = next((folder for folder in searched if (folder / "wnids.txt").is_file()), None)

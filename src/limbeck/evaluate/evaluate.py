@@ -100,7 +100,9 @@ def _check_fit(dataset: DistilledDataset, table: ImageTable) -> None:
             "evaluate on the source that the set was made from, with the same --size"
         )
     if len(dataset.classes) != len(table.classes):
-        raise OptionError(f"the distilled set has {len(dataset.classes)} classes but the source has {len(table.classes)}; evaluate on the set's own source")
+        raise OptionError(
+            f"the distilled set has {len(dataset.classes)} classes but the source has {len(table.classes)}; evaluate on the set's own source"
+        )
     if tuple(dataset.classes) != tuple(table.classes):
         wrong = next(i for i, (a, b) in enumerate(zip(dataset.classes, table.classes, strict=True)) if a != b)
         raise OptionError(
@@ -112,7 +114,9 @@ def _student(
     dataset: DistilledDataset, network: Network, recipe: Recipe, table: ImageTable, streams: Streams, plan: ExecutionPlan, cache: Cache
 ) -> Score:
     task = {
-        "set": store.digest_of([store.content_digest(dataset.labels.header(), {"x": dataset.images, "y": dataset.targets()}), dataset.pixels.header()]),
+        "set": store.digest_of(
+            [store.content_digest(dataset.labels.header(), {"x": dataset.images, "y": dataset.targets()}), dataset.pixels.header()]
+        ),
         "pixels": store.content_digest({}, dataset.pixels.tensors()),
         "model": network.spec.to_dict(),
         "recipe": recipe.model_dump(mode="json"),
@@ -137,7 +141,9 @@ def _read_score(path: Path) -> Score | None:
     except FileFormatError:
         return None
     predictions: Tensor = tensors["predictions"].long()
-    return Score(predictions, header["accuracy"], float("inf") if header["loss"] is None else header["loss"], tensors["class_accuracy"], header["finite"])
+    return Score(
+        predictions, header["accuracy"], float("inf") if header["loss"] is None else header["loss"], tensors["class_accuracy"], header["finite"]
+    )
 
 
 def _sides(shape: tuple[int, ...]) -> str:

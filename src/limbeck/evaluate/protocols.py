@@ -37,7 +37,9 @@ _SRE2L = "Yin, Xing and Shen 2023 (arXiv 2306.13092)"
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
-        Protocol(name="dc", version=1, recipe=Recipe(**_SGD, **_HALF, epochs=300), source=_DC, note="300 epochs, rate x 0.1 at half, no augmentation"),
+        Protocol(
+            name="dc", version=1, recipe=Recipe(**_SGD, **_HALF, epochs=300), source=_DC, note="300 epochs, rate x 0.1 at half, no augmentation"
+        ),
         Protocol(
             name="dc-compat",
             version=1,
@@ -84,7 +86,15 @@ PROTOCOLS: dict[str, Protocol] = {
             name="sre2l",
             version=1,
             recipe=Recipe(
-                optimizer="adamw", lr=1e-3, weight_decay=0.01, batch_size=128, schedule="cosine", epochs=400, loss="kl", temperature=20, augment="crop_flip"
+                optimizer="adamw",
+                lr=1e-3,
+                weight_decay=0.01,
+                batch_size=128,
+                schedule="cosine",
+                epochs=400,
+                loss="kl",
+                temperature=20,
+                augment="crop_flip",
             ),
             source=_SRE2L,
             note="400 epochs, AdamW, cosine to zero, KL at temperature 20 without T^2, crop and flip; one stored label an image (views are replayed where a set has them)",

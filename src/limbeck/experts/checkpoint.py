@@ -54,7 +54,9 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as problem:
         first = str(problem).strip().splitlines()[0][:160] if str(problem).strip() else type(problem).__name__
-        raise FileFormatError(f"{str(path)!r} is not a checkpoint that can be read safely ({first}); save model.state_dict() or a .safetensors file") from None
+        raise FileFormatError(
+            f"{str(path)!r} is not a checkpoint that can be read safely ({first}); save model.state_dict() or a .safetensors file"
+        ) from None
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
@@ -68,7 +70,9 @@ def _fit_names(found: Mapping[str, Tensor], network: Network, path: Path) -> dic
     state = {name.removeprefix("module."): tensor.detach().cpu().clone() for name, tensor in found.items()}
     for name, tensor in wanted.items():
         if name not in state:
-            raise FileFormatError(f"{str(path)!r} lacks the tensor {name!r} of {network.spec}; use a checkpoint of that architecture or give its --model")
+            raise FileFormatError(
+                f"{str(path)!r} lacks the tensor {name!r} of {network.spec}; use a checkpoint of that architecture or give its --model"
+            )
         if state[name].shape != tensor.shape:
             raise FileFormatError(
                 f"{str(path)!r}: tensor {name!r} has shape {list(state[name].shape)}, wanted {list(tensor.shape)} for {network.spec} with "
@@ -76,7 +80,9 @@ def _fit_names(found: Mapping[str, Tensor], network: Network, path: Path) -> dic
             )
     extra = sorted(set(state) - set(wanted))
     if extra:
-        raise FileFormatError(f"{str(path)!r} has the tensor {extra[0]!r} that {network.spec} lacks; use a checkpoint of that architecture or give its --model")
+        raise FileFormatError(
+            f"{str(path)!r} has the tensor {extra[0]!r} that {network.spec} lacks; use a checkpoint of that architecture or give its --model"
+        )
     return {name: state[name].to(tensor.dtype) for name, tensor in wanted.items()}
 
 

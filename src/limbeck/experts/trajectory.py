@@ -62,13 +62,15 @@ class Trajectory:
             if snapshot.step == step:
                 expert = Expert.load(self.folder / snapshot.file)
                 if expert.digest != snapshot.digest:
-                    raise FileFormatError(f"{str(self.folder / snapshot.file)!r} is not the snapshot that was written; delete its folder and train again")
+                    raise FileFormatError(
+                        f"{str(self.folder / snapshot.file)!r} is not the snapshot that was written; delete its folder and train again"
+                    )
                 return expert
         raise OptionError(f"no snapshot at step {step}; kept steps: {', '.join(str(snapshot.step) for snapshot in self.snapshots)}")
 
 
-def snapshot_steps(steps_per_epoch: int, total: int, halvings: int = 6) -> list[int]:
-    """Step 0, the fractions 1/64 ... 1/2 of the first epoch, the end of every epoch, and the last step."""
+def snapshot_steps(steps_per_epoch: int, total: int, halvings: int = 5) -> list[int]:
+    """Step 0, the fractions 1/32 ... 1/2 of the first epoch, the end of every epoch, and the last step."""
     early = {steps_per_epoch >> halving for halving in range(1, halvings + 1)}
     epochs = set(range(0, total + 1, steps_per_epoch))
     return sorted(step for step in {0, total} | early | epochs if step <= total)

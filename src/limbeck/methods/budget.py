@@ -20,7 +20,9 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
-def counts_for(table: ImageTable, rule: LabelRule, pixels: PixelSpace, *, ipc: str | int | None = None, total_bytes: int | None = None) -> tuple[int, ...]:
+def counts_for(
+    table: ImageTable, rule: LabelRule, pixels: PixelSpace, *, ipc: str | int | None = None, total_bytes: int | None = None
+) -> tuple[int, ...]:
     """Images for each class.
 
     `ipc` is a number (the same for every class), or ``"proportional"``: as many images in all as 10 per class would give, or as `total_bytes` pays for,
@@ -36,7 +38,9 @@ def counts_for(table: ImageTable, rule: LabelRule, pixels: PixelSpace, *, ipc: s
         affordable = (total_bytes - pixels.nbytes) // each
         if affordable < classes:
             need = classes * each + pixels.nbytes
-            raise OptionError(f"{total_bytes} bytes do not pay for one image of each of the {classes} classes ({need} bytes); use --bytes {need} or more")
+            raise OptionError(
+                f"{total_bytes} bytes do not pay for one image of each of the {classes} classes ({need} bytes); use --bytes {need} or more"
+            )
     if ipc == "proportional":
         return _proportional(available, affordable if affordable is not None else 10 * classes)
     if ipc is None and affordable is None:

@@ -13,7 +13,7 @@ from limbeck.methods.problem import Problem
 from limbeck.types.distilled import DistilledDataset
 
 
-class Options(BaseModel):
+class RandomRealOptions(BaseModel):
     """``selector`` is a name of the table, with an argument behind a colon where it takes one: ``ce-quantile:3``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,10 +28,9 @@ class RandomReal:
     code: the expert and its snapshot are chosen on validation, not on test.
     """
 
-    Options = Options
-    needs_expert_for_hard_labels = False
+    Options = RandomRealOptions
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: RandomRealOptions) -> None:
         self.options = options
         name, _, argument = options.selector.partition(":")
         SELECTORS.check(name)

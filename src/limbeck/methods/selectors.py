@@ -55,7 +55,9 @@ def cross_entropy_quantile(problem: Problem, number: int, count: int, argument: 
     except ValueError:
         quantile = -1
     if not 0 <= quantile < QUANTILES:
-        raise OptionError(f"ce-quantile needs a quantile 0 (easiest) to {QUANTILES - 1} (hardest), got {argument!r}; use for example --selector ce-quantile:0")
+        raise OptionError(
+            f"ce-quantile needs a quantile 0 (easiest) to {QUANTILES - 1} (hardest), got {argument!r}; use for example --selector ce-quantile:0"
+        )
     members = problem.members(number)
     loss = -problem.expert_logits[members].double().log_softmax(1)[:, number]
     order = torch.sort(loss, stable=True).indices

@@ -65,7 +65,9 @@ def distill(
     protocol = protocol_for(options.protocol, source)
     setting = Setting.open(source, options, options.seed, reporter)
     rule = _rule(options)
-    counts = counts_for(setting.splits.train, rule, setting.pixels, ipc=options.ipc, total_bytes=parse_bytes(options.bytes) if options.bytes else None)
+    counts = counts_for(
+        setting.splits.train, rule, setting.pixels, ipc=options.ipc, total_bytes=parse_bytes(options.bytes) if options.bytes else None
+    )
     network = setting.network(options.model)
     student_plan = _student_plan(network, protocol.recipe, sum(counts), options)
     problem = Problem(
@@ -88,7 +90,7 @@ def distill(
     dataset = sets[0][0]
     dataset.save(out / FILE)
 
-    record = {
+    record: dict[str, Any] = {
         "format": 1,
         "title": f"{source}, {_budget_words(counts)}, {options.method}",
         "command": command,
@@ -112,7 +114,8 @@ def distill(
         lap = time.monotonic()
         kinds = {"distilled": sets, **(_baselines(problem, experts, options, reporter) if options.baselines else {})}
         record["evaluations"] = evaluate_kinds(kinds, setting, options.model, protocol, options, options.seed, cache, reporter, plan=student_plan)
-        record["expert"] = {**record["expert"], **_expert_test(experts, setting, student_plan)} if record["expert"] else None
+        if experts.labelers:
+            record["expert"] |= _expert_test(experts, setting, student_plan)
         seconds["evaluate"] = time.monotonic() - lap
     record["seconds"] = {**{key: round(value, 1) for key, value in seconds.items()}, "total": round(time.monotonic() - started, 1)}
     store.write_json(out / RECORD, record)

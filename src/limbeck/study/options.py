@@ -52,7 +52,9 @@ class DistillOptions(SourceOptions, EvaluationOptions):
     bytes: Annotated[str | None, Field(description="byte budget for images, labels and decoder: 100kB, 2MiB")] = None
     method: Annotated[str, Field(description="see: limbeck ls methods")] = "random-real"
     selector: Annotated[str, Field(description="which real images: random, herding, k-center, ce-quantile:0..9")] = "random"
-    model: Annotated[str, Field(description="architecture of expert and students: convnet, convnet-d3-w64, resnet18, mlp, module:factory")] = "convnet"
+    model: Annotated[str, Field(description="architecture of expert and students: convnet, convnet-d3-w64, resnet18, mlp, module:factory")] = (
+        "convnet"
+    )
     labels: Annotated[Literal["soft", "hard"], Field(description="soft: from the expert; hard: the class alone")] = "soft"
     temperature: Annotated[float, Field(gt=0, description="divides the expert's logits")] = 1.0
     top_k: Annotated[int | None, Field(ge=1, description="keep the k largest label entries")] = None

@@ -17,7 +17,7 @@ from limbeck.types.pixels import PixelSpace
 class Examples:
     """Images of a table with their targets in a pixel space. Targets are class numbers [N], or label rows [N, K]."""
 
-    table: ImageTable
+    table: "ImageTable | StoredImages"
     targets: Tensor
     pixels: PixelSpace
 
@@ -77,5 +77,3 @@ class StoredImages:
 
     def read(self, indices: Sequence[int] | Tensor) -> Tensor:
         return self._images[torch.as_tensor(indices)]
-
-

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ class DistilledDataset:
     def __post_init__(self) -> None:
         count = len(self.images)
         if self.images.ndim != 4 or count == 0:
-            raise FileFormatError(f"a distilled dataset needs images [N, C, H, W] with N >= 1, got shape {tuple(self.images.shape)}; use an intact file")
+            raise FileFormatError(
+                f"a distilled dataset needs images [N, C, H, W] with N >= 1, got shape {tuple(self.images.shape)}; use an intact file"
+            )
         if self.images.dtype not in (torch.uint8, torch.float32):
             raise FileFormatError(f"images must be uint8 or float32, got {self.images.dtype}; use an intact file")
         if self.images.dtype == torch.float32 and not bool(torch.isfinite(self.images).all()):
@@ -72,7 +75,11 @@ class DistilledDataset:
     def bytes(self) -> dict[str, int]:
         """Stored bytes: of images, of labels (owner classes included), of the decoder (pixel-space parameters), and their total."""
         owner_bytes = len(self) * index_dtype(len(self.classes)).itemsize
-        parts = {"images": self.images.nbytes, "labels": owner_bytes + (0 if self.labels.kind == "hard" else self.labels.nbytes), "decoder": self.pixels.nbytes}
+        parts = {
+            "images": self.images.nbytes,
+            "labels": owner_bytes + (0 if self.labels.kind == "hard" else self.labels.nbytes),
+            "decoder": self.pixels.nbytes,
+        }
         return {**parts, "total": sum(parts.values())}
 
     @property
@@ -121,9 +128,11 @@ class DistilledDataset:
         except LimbeckError as problem:
             raise FileFormatError(f"{str(path)!r}: {problem}") from None
         except (KeyError, TypeError, ValueError, IndexError, RuntimeError, ValidationError) as problem:
-            raise FileFormatError(f"{str(path)!r} is not a usable distilled dataset ({type(problem).__name__}: {problem}); use an intact copy") from None
+            raise FileFormatError(
+                f"{str(path)!r} is not a usable distilled dataset ({type(problem).__name__}: {problem}); use an intact copy"
+            ) from None
 
-    def to_torch(self) -> torch.utils.data.Dataset[tuple[Tensor, Tensor]]:
+    def to_torch(self) -> torch.utils.data.TensorDataset:
         """A ``torch.utils.data.Dataset`` of (network input [C, H, W], label [K]) pairs."""
         return torch.utils.data.TensorDataset(self.inputs(), self.targets())
 
@@ -135,10 +144,14 @@ class DistilledDataset:
         root, labels, files = Path(path), self.targets().numpy(), []
         for i, (image, owner) in enumerate(zip(self.pil_images(), self.owners.tolist(), strict=True)):
             name = Path(_safe_name(self.classes[owner], owner)) / f"{i:06d}.png"
-            store.write_atomically(root / name, lambda temporary, image=image: image.save(temporary, format="PNG"))
+            store.write_atomically(root / name, partial(image.save, format="PNG"))
             files.append(name.as_posix())
         table = pa.table(
-            {"file": files, "owner": [self.classes[k] for k in self.owners.tolist()], **{f"p_{k}_{name}": labels[:, k] for k, name in enumerate(self.classes)}}
+            {
+                "file": files,
+                "owner": [self.classes[k] for k in self.owners.tolist()],
+                **{f"p_{k}_{name}": labels[:, k] for k, name in enumerate(self.classes)},
+            }
         )
         store.write_atomically(root / "labels.parquet", lambda temporary: pq.write_table(table, temporary))
         return root
@@ -148,9 +161,13 @@ class DistilledDataset:
         try:
             import datasets
         except Exception:
-            raise LimbeckError("to_huggingface needs the 'datasets' package, which is not installed or not importable; pip install 'limbeck[hf]'") from None
+            raise LimbeckError(
+                "to_huggingface needs the 'datasets' package, which is not installed or not importable; pip install 'limbeck[hf]'"
+            ) from None
         features = datasets.Features(
-            image=datasets.Image(), owner=datasets.ClassLabel(names=list(self.classes)), label=datasets.Sequence(datasets.Value("float32"), length=len(self.classes))
+            image=datasets.Image(),
+            owner=datasets.ClassLabel(names=list(self.classes)),
+            label=datasets.Sequence(datasets.Value("float32"), length=len(self.classes)),
         )
         columns = {"image": self.pil_images(), "owner": self.owners.tolist(), "label": self.targets().tolist()}
         return datasets.Dataset.from_dict(columns, features=features)

@@ -123,8 +123,21 @@ class Evaluation:
         """Plain JSON; intervals are added for readers and ignored by `from_dict`."""
         arrays = {key: getattr(self, key).tolist() for key in ("accuracy", "loss", "worst_class")}
         interval = self.interval
-        shown = {"mean": interval.mean, "low": _number(interval.low), "high": _number(interval.high), "covers": interval.covers, "students": interval.n}
-        return {**vars(self), **arrays, "loss": _finite(self.loss), "sets": list(self.sets), "interval_95": shown, "worst_class_mean": self.worst.mean}
+        shown = {
+            "mean": interval.mean,
+            "low": _number(interval.low),
+            "high": _number(interval.high),
+            "covers": interval.covers,
+            "students": interval.n,
+        }
+        return {
+            **vars(self),
+            **arrays,
+            "loss": _finite(self.loss),
+            "sets": list(self.sets),
+            "interval_95": shown,
+            "worst_class_mean": self.worst.mean,
+        }
 
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> "Evaluation":

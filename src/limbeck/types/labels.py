@@ -46,7 +46,11 @@ class Labels:
             raise OptionError(f"labels need at least 2 classes, got {self.classes}; use data with more classes")
         if self.values is None and self.indices is None:
             raise FileFormatError("labels hold neither values nor class indices; use an intact file")
-        if self.indices is not None and self.indices.numel() and not 0 <= int(self.indices.long().min()) <= int(self.indices.long().max()) < self.classes:
+        if (
+            self.indices is not None
+            and self.indices.numel()
+            and not 0 <= int(self.indices.long().min()) <= int(self.indices.long().max()) < self.classes
+        ):
             raise FileFormatError(f"label indices must lie in 0..{self.classes - 1}, got {int(self.indices.long().max())}; use an intact file")
         if self.values is not None:
             width = self.values.shape[-1]
@@ -130,7 +134,7 @@ class Labels:
     @staticmethod
     def restore(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Labels":
         """Inverse of `header` and `tensors`."""
-        parts = {key: tensors.get(f"labels.{key}") for key in ("values", "indices", "scale")}
+        parts: dict[str, Any] = {key: tensors.get(f"labels.{key}") for key in ("values", "indices", "scale")}
         try:
             return Labels(**parts, **header)
         except TypeError as problem:

@@ -135,7 +135,9 @@ class PixelSpace:
 
     def to(self, device: torch.device | str) -> "PixelSpace":
         """The same map with its parameters on `device`."""
-        return PixelSpace(tuple(type(step)(**{key: value.to(device) for key, value in _parameters(step).items()}) for step in self.steps), self.stored)
+        return PixelSpace(
+            tuple(type(step)(**{key: value.to(device) for key, value in _parameters(step).items()}) for step in self.steps), self.stored
+        )
 
     @property
     def nbytes(self) -> int:
@@ -161,7 +163,9 @@ class PixelSpace:
             if header["stored"] not in ("raw", "network"):
                 raise KeyError(header["stored"])
         except (KeyError, TypeError) as problem:
-            raise FileFormatError(f"the file's pixel space is not readable ({problem}); known steps: {', '.join(STEPS)}; use an intact copy") from None
+            raise FileFormatError(
+                f"the file's pixel space is not readable ({problem}); known steps: {', '.join(STEPS)}; use an intact copy"
+            ) from None
         return PixelSpace(tuple(steps), header["stored"])
 
     def check(self, shape: tuple[int, int, int]) -> None:
@@ -169,7 +173,9 @@ class PixelSpace:
         channels, pixels = shape[0], shape[0] * shape[1] * shape[2]
         for step in self.steps:
             if isinstance(step, Standardize) and len(step.mean) not in (1, channels):
-                raise OptionError(f"the pixel space normalizes {len(step.mean)} channels, but the images have {channels}; use images of the same kind")
+                raise OptionError(
+                    f"the pixel space normalizes {len(step.mean)} channels, but the images have {channels}; use images of the same kind"
+                )
             if isinstance(step, Whiten) and len(step.mean) != pixels:
                 raise OptionError(f"the pixel space whitens {len(step.mean)} values, but the images have {pixels}; use images of the same size")
 

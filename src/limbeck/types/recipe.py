@@ -40,6 +40,7 @@ class Recipe(BaseModel):
         """Gradient steps of the whole run over `examples` training images (the last, smaller batch of an epoch counts as a step)."""
         if self.steps is not None:
             return self.steps
+        assert self.epochs is not None
         return (self.epochs + self.extra_epoch) * self.steps_per_epoch(examples)
 
     def steps_per_epoch(self, examples: int) -> int:
@@ -52,6 +53,7 @@ class Recipe(BaseModel):
             return []
         if self.steps is not None:
             return [int(fraction * self.steps) for fraction in self.decay_at]
+        assert self.epochs is not None
         late = 2 if self.extra_epoch else 0
         return [(int(fraction * self.epochs) + late) * self.steps_per_epoch(examples) for fraction in self.decay_at]
 

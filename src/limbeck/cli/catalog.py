@@ -1,0 +1,69 @@
+"""What `ls` lists and `explain` explains, read from the tables themselves."""
+
+import inspect
+import json
+from pathlib import Path
+
+from limbeck.data import SOURCES
+from limbeck.data.pixels import PIXEL_SPACES
+from limbeck.errors import OptionError, nearest
+from limbeck.evaluate.protocols import PROTOCOLS
+from limbeck.methods import METHODS, SELECTORS
+from limbeck.models import MODELS
+from limbeck.registry import Registry
+
+_TABLES: dict[str, Registry] = {"sources": SOURCES, "methods": METHODS, "selectors": SELECTORS, "models": MODELS, "pixel-spaces": PIXEL_SPACES}
+
+
+def catalog() -> dict[str, dict[str, str]]:
+    """Every table as name -> first sentence, and the runs below the current folder."""
+    tables = {kind: {name: _first_sentence(table[name]) for name in table} for kind, table in _TABLES.items()}
+    tables["protocols"] = {name: f"{protocol.note} ({protocol.source})" for name, protocol in PROTOCOLS.items()}
+    tables["runs"] = {str(path.parent): _run_words(path) for path in sorted(Path("runs").glob("*/result.json"))}
+    return tables
+
+
+def explanation(topic: str) -> str:
+    """The full text on a name of any table, or on a distilled file."""
+    if topic.endswith(".safetensors") or Path(topic).is_file():
+        return _file_words(Path(topic))
+    for kind, table in _TABLES.items():
+        if topic in table:
+            return f"{topic} ({kind[:-1]})\n\n{inspect.getdoc(table[topic])}"
+    if topic in PROTOCOLS:
+        protocol = PROTOCOLS[topic]
+        settings = "\n".join(f"  {key}: {value}" for key, value in protocol.recipe.model_dump().items() if value not in (None, (), False))
+        return f"{protocol.label} (protocol)\n\n{protocol.note}\nSource: {protocol.source}\n\n{settings}"
+    raise OptionError(f"nothing is named {topic!r}; {nearest(topic, [*PROTOCOLS, *(name for table in _TABLES.values() for name in table)])}")
+
+
+def _first_sentence(thing: object) -> str:
+    text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    return text.split(". ")[0].rstrip(".")
+
+
+def _run_words(path: Path) -> str:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rows = {row["role"]: row["interval_95"]["mean"] for row in record["evaluations"]}
+        return ", ".join([record["title"], *(f"{role} {100 * mean:.1f} %" for role, mean in rows.items())])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "not readable"
+
+
+def _file_words(path: Path) -> str:
+    from limbeck.types.distilled import DistilledDataset
+
+    dataset = DistilledDataset.load(path)
+    labels, provenance = dataset.labels, {key: value for key, value in dataset.provenance.items() if key != "indices"}
+    channels, height, width = dataset.shape
+    lines = [
+        f"{path}: {len(dataset)} images of {len(dataset.classes)} classes, {channels}x{height}x{width}, {dataset.images.dtype}".replace("torch.", ""),
+        f"labels: {labels.kind}" + (f", temperature {labels.temperature:g}" if labels.kind != "hard" else ""),
+        "bytes: " + ", ".join(f"{name} {count}" for name, count in dataset.bytes.items()),
+        "pixel space: " + (" -> ".join(step.name for step in dataset.pixels.steps) or "raw [0, 1]") + f", images stored {dataset.pixels.stored}",
+        f"recipe: {json.dumps(dataset.recipe.model_dump(mode='json'))}",
+        f"digest: {dataset.digest}",
+        f"provenance: {json.dumps(provenance, indent=2)}",
+    ]
+    return "\n".join(lines)

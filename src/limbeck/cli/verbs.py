@@ -1,0 +1,204 @@
+"""The verbs of the command line: each parses what the user typed, calls one function of the library, and prints."""
+
+import json as json_module
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from limbeck.errors import OptionError, nearest
+from limbeck.study.options import DistillOptions, EvaluationOptions
+
+if TYPE_CHECKING:
+    from limbeck.progress import Reporter
+
+Flat = Parameter(name="*")
+Json = Annotated[bool, Parameter(negative="", help="print the result as JSON on stdout, and nothing else there")]
+Out = Annotated[Path | None, Parameter(help="where to write")]
+
+
+def _reporter() -> "Reporter":
+    from limbeck.cli.console import TerminalReporter
+
+    return TerminalReporter()
+
+
+def _print_json(value: Any) -> None:
+    print(json_module.dumps(value, indent=2, sort_keys=True))
+
+
+def demo(*, out: Out = None, json: Json = False) -> None:
+    """Distill handwritten digits end to end in under a minute: expert, chosen labels, file, evaluation, report."""
+    options = DistillOptions(ipc="1", model="convnet-d2-w64", expert_epochs=10, students=5, draws=2)
+    _distill("digits", options, out or Path("runs/demo"), json)
+
+
+def distill(
+    source: Annotated[
+        str, Parameter(help="digits, fashion-mnist, composed:fashion-mnist, a folder of class folders, an .npz or .parquet file, hf:NAME")
+    ],
+    /,
+    *,
+    out: Out = None,
+    options: Annotated[DistillOptions, Flat] = DistillOptions(),  # noqa: B008 (frozen)
+    json: Json = False,
+) -> None:
+    """Distill a source into one file of a few images per class, evaluate it beside its baselines, and write a report."""
+    _distill(source, options, out or Path("runs") / _run_name(source, options), json)
+
+
+def _distill(source: str, options: DistillOptions, out: Path, json: bool) -> None:
+    from limbeck.cli.console import STDOUT, bytes_words, print_evaluations
+    from limbeck.report.html import write_report
+    from limbeck.study.distill import FILE, distill
+
+    command = " ".join(["limbeck", *(shlex.quote(part) for part in sys.argv[1:])])
+    dataset, record = distill(source, options, out, reporter=_reporter(), command=command)
+    page = write_report(record, dataset, out)
+    if json:
+        _print_json({**record, "file": str(out / FILE), "report": str(page)})
+        return
+    if record["evaluations"]:
+        print_evaluations(record["evaluations"], record["expert"])
+    size, full = dataset.bytes["total"], record["full_data_bytes"]
+    STDOUT.print(
+        f"{len(dataset)} images, {bytes_words(size)} of pixels and labels ({full / size:.0f} times smaller than train), digest {dataset.digest[:16]}",
+        markup=False,
+        soft_wrap=True,
+    )
+    STDOUT.print(f"file:   {out / FILE}\nreport: {page}\ntook {record['seconds']['total']:.0f} s", markup=False, soft_wrap=True)
+
+
+def evaluate(
+    file: Annotated[Path, Parameter(help="a distilled .safetensors file")],
+    /,
+    *,
+    source: Annotated[str | None, Parameter(help="evaluate on this source instead of the file's own")] = None,
+    model: Annotated[str | None, Parameter(help="architecture of the students; default: the file's own")] = None,
+    labels: Annotated[Literal["stored", "hard"], Parameter(help="use the stored labels, or the class of each image alone")] = "stored",
+    options: Annotated[EvaluationOptions, Flat] = EvaluationOptions(),  # noqa: B008 (frozen)
+    seed: int = 0,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Train students on a distilled file and measure them on the test split, beside random real images."""
+    from limbeck.cli.console import STDOUT, print_evaluations
+    from limbeck.study.judge import evaluate_file, write_record
+
+    record = evaluate_file(file, options, source=source, model=model, labels=labels, seed=seed, reporter=_reporter())
+    target = out or file.parent / f"{file.stem}-{options.protocol}{'-hard' if labels == 'hard' else ''}.json"
+    write_record(target, record)
+    if json:
+        return _print_json(record)
+    print_evaluations(record["evaluations"], None)
+    STDOUT.print(f"record: {target}", markup=False, soft_wrap=True)
+
+
+def compare(
+    *results: Annotated[Path, Parameter(help="run folders or result files; one alone is compared with its own baselines")], json: Json = False
+) -> None:
+    """Paired differences in accuracy between results, with 95 % intervals."""
+    from limbeck.cli.console import percent, print_table
+    from limbeck.study.judge import compare_rows, load_record
+
+    if not results:
+        raise OptionError("compare needs one or more run folders or result files, got none; for example: limbeck compare runs/a runs/b")
+    rows = []
+    for path in results:
+        named = [(f"{path.name or path}: {row['role']}", row) for row in load_record(path)["evaluations"]]
+        rows += named if len(results) == 1 else [(name, row) for name, row in named if row["role"] == "distilled"]
+    found = []
+    for i, (first_name, first) in enumerate(rows):
+        for second_name, second in rows[i + 1 :]:
+            if len(results) == 1 and first["model"] != second["model"]:
+                continue
+            difference = compare_rows(first, second)
+            found.append({"first": first_name, "second": second_name, "model": first["model"], "protocol": first["protocol"], **vars(difference)})
+    if json:
+        return _print_json(found)
+    body = [
+        [
+            row["first"],
+            row["second"],
+            row["model"],
+            f"{100 * row['mean']:+.1f}",
+            f"[{percent(row['low'])}, {percent(row['high'])}]",
+            row["covers"],
+            row["n"],
+        ]
+        for row in found
+    ]
+    print_table("first minus second, percentage points", ["first", "second", "model", "difference", "95 % interval", "covers", "pairs"], body)
+
+
+def train(
+    file: Annotated[Path, Parameter(help="a distilled .safetensors file")],
+    /,
+    *,
+    model: Annotated[str | None, Parameter(help="convnet, resnet18, mlp, ... or your own module:factory; default: the file's own")] = None,
+    protocol: Annotated[str | None, Parameter(help="train by this protocol instead of the file's recipe")] = None,
+    source: Annotated[str | None, Parameter(help="measure test accuracy on this source instead of the file's own")] = None,
+    out: Out = None,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    json: Json = False,
+) -> None:
+    """Train a model on a distilled file by its recipe and save a checkpoint."""
+    from limbeck.cli.console import STDOUT, percent
+    from limbeck.study.judge import train_on_file
+
+    target = out or file.parent / f"{(model or 'model').replace(':', '-').replace(',', '-')}.safetensors"
+    result = train_on_file(
+        file, target, model=model, protocol=protocol, source=source, seed=seed, device=device, threads=threads, reporter=_reporter()
+    )
+    if json:
+        return _print_json(result)
+    measured = f", {percent(result['test_accuracy'])} % on {result['test_images']} test images (one student)" if "test_accuracy" in result else ""
+    STDOUT.print(f"{result['model']}, {result['parameters']} parameters{measured}\ncheckpoint: {target}", markup=False, soft_wrap=True)
+
+
+def report(run: Annotated[Path, Parameter(help="a run folder")], /, *, out: Out = None) -> None:
+    """Write the HTML report and its figures again from a run folder."""
+    from limbeck.cli.console import STDOUT
+    from limbeck.report.html import write_report
+    from limbeck.study.distill import FILE
+    from limbeck.study.judge import load_record
+    from limbeck.types.distilled import DistilledDataset
+
+    record = load_record(run)
+    dataset = DistilledDataset.load(run / FILE) if run.is_dir() else None
+    STDOUT.print(f"report: {write_report(record, dataset, out or (run if run.is_dir() else run.parent))}", markup=False, soft_wrap=True)
+
+
+def list_(
+    what: Annotated[str, Parameter(help="sources, methods, selectors, models, protocols, pixel-spaces, or runs")] = "all", /, *, json: Json = False
+) -> None:
+    """List what limbeck knows, and the runs below the current folder."""
+    from limbeck.cli.catalog import catalog
+    from limbeck.cli.console import print_table
+
+    tables = catalog()
+    if what != "all" and what not in tables:
+        raise OptionError(f"unknown list {what!r}; {nearest(what, tables)}")
+    shown = tables if what == "all" else {what: tables[what]}
+    if json:
+        return _print_json(shown)
+    for name, entries in shown.items():
+        print_table(name, ["name", "what it is"], [[key, value] for key, value in entries.items()])
+
+
+def explain(topic: Annotated[str, Parameter(help="a name from `limbeck ls`, or a distilled file")], /) -> None:
+    """Explain a method, selector, model, protocol or source, or what is inside a distilled file."""
+    from limbeck.cli.catalog import explanation
+    from limbeck.cli.console import STDOUT
+
+    STDOUT.print(explanation(topic), markup=False, soft_wrap=True)
+
+
+def _run_name(source: str, options: DistillOptions) -> str:
+    kept = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in source.rstrip("/").split("/")[-1])
+    budget = f"ipc{options.ipc}" if options.ipc else f"bytes{options.bytes}"
+    return f"{kept}-{options.method}-{budget}-seed{options.seed}"

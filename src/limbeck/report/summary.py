@@ -1,0 +1,124 @@
+"""The run in words: what was distilled, what it costs, how its students do, and against what."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from limbeck.evaluate.protocols import PROTOCOLS
+from limbeck.report import words
+from limbeck.report.tables import Gain, Row
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number that stands out: what it is, its value and unit, and what it must not travel without."""
+
+    label: str
+    value: str
+    unit: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Tiles, then sentences."""
+
+    tiles: tuple[Tile, ...]
+    sentences: tuple[str, ...]
+
+
+def summarize(record: Mapping[str, Any], rows: Sequence[Row], found: Sequence[Gain]) -> Summary:
+    """The headline of a run; says so when the set was not evaluated."""
+    main = next((row for row in rows if row.role == "distilled"), None)
+    beside = [row for row in rows if main and row.role != "distilled" and row.repeats and (row.protocol, row.model) == (main.protocol, main.model)]
+    own_gains = [gain for gain in found if main and (gain.over.protocol, gain.over.model) == (main.protocol, main.model)]
+    sentences = [_what(record), _cost(record)]
+    if main is None:
+        sentences.append("This set has not been evaluated, so nothing is known about the students that it makes; `limbeck evaluate` measures them.")
+    else:
+        sentences += [_accuracy(main), *_baselines(main, beside, own_gains), *_others(main, rows)]
+    sentences += [*_experts(rows), *_diverged(rows)]
+    return Summary(tuple(_tiles(record, main, own_gains)), tuple(sentences))
+
+
+def protocol_note(label: str) -> str:
+    """What a protocol's label stands for; empty for one that this version does not know."""
+    protocol = PROTOCOLS.get(label.partition("/")[0])
+    return f"{protocol.note}. {protocol.source}" if protocol is not None and protocol.label == label else ""
+
+
+def _tiles(record: Mapping[str, Any], main: Row | None, own_gains: Sequence[Gain]) -> list[Tile]:
+    counts, total, full = record["counts"], record["bytes"]["total"], record.get("full_data_bytes")
+    number, _, unit = words.size(total).rpartition(" ")
+    tiles = []
+    if main is not None:
+        tiles.append(Tile("Test accuracy of its students", main.accuracy_text, "%", f"{main.protocol}, {main.model}; {main.repeats_text}; {main.covers_text}"))
+    hard = next((gain for gain in own_gains if gain.over.role == "random-hard"), None)
+    if hard is not None:
+        tiles.append(Tile("Gain over hard labels", hard.text, "points", f"paired with “{hard.over.name}”; {_covers(hard)}"))
+    tiles.append(Tile("Images", f"{sum(counts):,}", "", words.per_class(counts) + f", {words.count(len(counts), 'class', 'classes')}"))
+    tiles.append(Tile("Size", number, unit, f"{words.times_smaller(full, total)} smaller than the full data" if full else "images, labels and decoder"))
+    return tiles
+
+
+def _what(record: Mapping[str, Any]) -> str:
+    counts, source = record["counts"], record["source"]
+    shape = "×".join(str(side) for side in source.get("shape", ()))
+    return (
+        f"{words.count(sum(counts), 'image')}{f' of {shape}' if shape else ''} ({words.per_class(counts)}, {words.count(len(counts), 'class', 'classes')}) "
+        f"from {source.get('name', 'an unnamed source')}, made by {record['method']}, with {words.label_rule(record['label_rule'], len(counts))}."
+    )
+
+
+def _cost(record: Mapping[str, Any]) -> str:
+    parts, full = record["bytes"], record.get("full_data_bytes")
+    shown = words.listing(f"{words.size(parts[key])} of {name}" for key, name in (("images", "images"), ("labels", "labels"), ("decoder", "decoder")) if parts.get(key))
+    text = f"The set takes {words.size(parts['total'])} ({shown})"
+    return text + (f"; the full data take {words.size(full)}, {words.times_smaller(full, parts['total'])} as much." if full else ".")
+
+
+def _accuracy(main: Row) -> str:
+    on = f" on {words.count(main.test_images, 'test image')}" if main.test_images else ""
+    single = "" if main.accuracy.n > 1 else " Nothing was repeated, so there is no interval."
+    covers = f"; the 95 % interval {main.covers_text}" if main.accuracy.n > 1 else ""
+    note = protocol_note(main.protocol)
+    return (
+        f"New {main.model} networks trained on this set alone reach {main.accuracy_text} %{on} after their last epoch "
+        f"({main.repeats_text}{covers}). Protocol {main.protocol}{f': {note}' if note else ''}.{single}"
+    )
+
+
+def _baselines(main: Row, beside: Sequence[Row], own_gains: Sequence[Gain]) -> list[str]:
+    sentences = []
+    if beside:
+        values = words.listing(f"{row.name} {row.accuracy_text} %" for row in beside)
+        sentences.append(f"Trained and measured in the same way: {values}.")
+    for gain in own_gains:
+        verdict = "" if gain.clear else ", which does not exclude zero" if gain.difference.n > 1 else ""
+        sentences.append(f"Against {gain.over.name} the difference is {gain.text} points{verdict} (paired; {_covers(gain)}).")
+    unpaired = [row.name for row in beside if row not in [gain.over for gain in own_gains]]
+    if unpaired:
+        sentences.append(f"No paired difference is given for {words.listing(unpaired)}: seeds, draws, experts or students differ.")
+    return sentences
+
+
+def _others(main: Row, rows: Sequence[Row]) -> list[str]:
+    others = [row for row in rows if row.role == "distilled" and row is not main]
+    shown = words.listing(f"{row.model} under {row.protocol} {row.accuracy_text} % ({row.repeats_text})" for row in others)
+    return [f"The same set also trains {shown}."] if others else []
+
+
+def _experts(rows: Sequence[Row]) -> list[str]:
+    networks = [row for row in rows if row.repeats is None]
+    shown = words.listing(f"{row.name}, {row.accuracy_text} %" for row in networks)
+    return [f"Networks trained on the full training split, for reference (one network each, no interval): {shown}."] if networks else []
+
+
+def _diverged(rows: Sequence[Row]) -> list[str]:
+    lost = [row for row in rows if row.diverged]
+    shown = words.listing(f"{row.diverged} of “{row.name}”" for row in lost)
+    return [f"Students that diverged are counted with the class that they name: {shown}."] if lost else []
+
+
+def _covers(gain: Gain) -> str:
+    return f"95 % interval, covers {gain.difference.covers}" if gain.difference.n > 1 else "nothing repeated, no interval"

@@ -1,0 +1,224 @@
+"""Jobs that start from a distilled file: evaluate it, compare it, train a user's own model on it."""
+
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from limbeck import __version__, store
+from limbeck.cache import Cache
+from limbeck.data.splits import TestHandle
+from limbeck.errors import FileFormatError, LimbeckError, OptionError
+from limbeck.evaluate.evaluate import evaluate_labeler
+from limbeck.evaluate.protocols import get_protocol
+from limbeck.experts.expert import Expert, Labeler, labeler_of
+from limbeck.experts.trajectory import find_trajectory
+from limbeck.labels.rules import LabelRule
+from limbeck.methods.problem import Problem
+from limbeck.models import parse_model
+from limbeck.models.spec import ModelSpec
+from limbeck.progress import SILENT, Reporter
+from limbeck.streams import Streams
+from limbeck.study.distill import RECORD, evaluate_kinds, protocol_for, random_baselines
+from limbeck.study.options import EvaluationOptions, SourceOptions
+from limbeck.study.setting import Setting
+from limbeck.train.examples import Examples
+from limbeck.train.network import Network
+from limbeck.train.plan import plan_for
+from limbeck.train.students import train_student
+from limbeck.types.distilled import DistilledDataset
+from limbeck.types.evaluation import Evaluation, Interval, paired_difference
+
+
+def evaluate_file(
+    file: Path,
+    options: EvaluationOptions,
+    *,
+    source: str | None = None,
+    source_options: SourceOptions | None = None,
+    model: str | None = None,
+    labels: Literal["stored", "hard"] = "stored",
+    seed: int = 0,
+    cache: Cache | None = None,
+    reporter: Reporter = SILENT,
+) -> dict[str, Any]:
+    """Evaluates a distilled file on the source that its provenance names (or on `source`), with both random-real baselines where they can be made.
+
+    The soft baseline needs the expert that labeled the file; it is made when the cache still has that expert and left out, with a note, otherwise.
+    """
+    cache = cache or Cache()
+    dataset = DistilledDataset.load(file)
+    if labels == "hard":
+        dataset = dataset.with_hard_labels()
+    setting = _setting_of(dataset, source, source_options, reporter)
+    model = model or _architecture_of(dataset)
+    protocol = protocol_for(options.protocol, setting.spec)
+    network = setting.network(model)
+    each = protocol.recipe.total_steps(len(dataset)) * min(protocol.recipe.batch_size, len(dataset))
+    plan = plan_for(network, each * options.students * 3, device=options.device, threads=options.threads)
+    kinds = {"distilled": [[dataset]]}
+    if options.baselines:
+        counts = tuple(np.bincount(dataset.owners.numpy(), minlength=len(dataset.classes)).tolist())
+        rule = _rule_of(dataset)
+        problem = Problem(
+            setting.splits.train, setting.splits.validation, network, setting.pixels, counts, rule, protocol.recipe, Streams(seed)["evaluate"], plan
+        )
+        labeler = _labeler_of(dataset, cache) if dataset.labels.kind != "hard" else None
+        if labeler is None and dataset.labels.kind != "hard":
+            reporter.note("the expert that labeled this file is not in the cache, so the random-soft baseline is left out")
+        kinds |= random_baselines(problem, (labeler,) if labeler else (), 1, reporter)
+    rows = evaluate_kinds(kinds, setting, model, protocol, options, seed, cache, reporter, plan=plan)
+    return {
+        "format": 1,
+        "title": f"{Path(file).name} on {setting.spec}",
+        "file": str(file),
+        "digest": dataset.digest,
+        "source": setting.describe(),
+        "method": dataset.provenance.get("method", "unknown"),
+        "counts": np.bincount(dataset.owners.numpy(), minlength=len(dataset.classes)).tolist(),
+        "bytes": dataset.bytes,
+        "full_data_bytes": len(setting.splits.train) * int(np.prod(dataset.shape)),
+        "seed": seed,
+        "protocol": protocol.model_dump(mode="json"),
+        "evaluations": rows,
+        "expert": None,
+        "plan": plan.model_dump(),
+        "provenance": {key: value for key, value in dataset.provenance.items() if key != "indices"},
+        "machine": f"{plan.threads} threads, {platform.machine()}, torch {torch.__version__}",
+        "versions": {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def load_record(path: Path) -> dict[str, Any]:
+    """The record of a run folder, or of a JSON file that `evaluate` or `distill` wrote."""
+    path = Path(path)
+    file = path / RECORD if path.is_dir() else path
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(record["evaluations"], list):
+            raise KeyError("evaluations")
+    except OSError as problem:
+        raise FileFormatError(f"no results at {str(file)!r} ({problem.strerror}); give a run folder or a result.json that limbeck wrote") from None
+    except (ValueError, KeyError, TypeError):
+        raise FileFormatError(f"{str(file)!r} is not a limbeck result; give a run folder or a result.json that limbeck wrote") from None
+    return dict(record)
+
+
+def compare_rows(first: dict[str, Any], second: dict[str, Any]) -> Interval:
+    """Paired difference in accuracy, first minus second, between two evaluations that share protocol, model, test split and student seeds."""
+    for key, words in (("protocol", "protocol"), ("model", "model"), ("test_digest", "test split"), ("seed", "seed")):
+        if first[key] != second[key]:
+            raise OptionError(f"the two results differ in {words} ({first[key]} and {second[key]}), so they are not paired; evaluate both alike")
+    a, b = Evaluation.from_dict(first), Evaluation.from_dict(second)
+    if a.accuracy.shape != b.accuracy.shape:
+        raise OptionError(
+            f"the two results have {_shape_words(a.accuracy)} and {_shape_words(b.accuracy)}, so they are not paired; evaluate both with the same numbers"
+        )
+    return paired_difference(a.accuracy, b.accuracy)
+
+
+def train_on_file(
+    file: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    protocol: str | None = None,
+    source: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    reporter: Reporter = SILENT,
+) -> dict[str, Any]:
+    """Trains a model on a distilled file by its recommended recipe (or a protocol's) and saves a checkpoint with its pixel space.
+
+    Test accuracy is measured when the source can be opened on this machine; a note says so when it cannot.
+    """
+    dataset = DistilledDataset.load(file)
+    name = model or _architecture_of(dataset)
+    network = Network(parse_model(name), dataset.shape, len(dataset.classes))
+    recipe = get_protocol(protocol).recipe if protocol else dataset.recipe
+    if protocol is None and dataset.step_size is not None:
+        recipe = recipe.with_(lr=dataset.step_size)
+    images = recipe.total_steps(len(dataset)) * min(recipe.batch_size, len(dataset))
+    plan = plan_for(network, images, device=device, threads=threads)
+    with reporter.task(f"training {name}", recipe.total_steps(len(dataset))) as tick:
+        state = train_student(network, Examples.of_distilled(dataset), recipe, Streams(seed)["evaluate", "student", 0], plan, tick=tick)
+    expert = Expert(network, state, dataset.pixels, recipe.total_steps(len(dataset)), "")
+    digest = expert.save(
+        out, {"trained_on": dataset.digest, "recipe": recipe.model_dump(mode="json"), "seed": seed, "classes": list(dataset.classes)}
+    )
+    result: dict[str, Any] = {"model": str(network.spec), "parameters": network.parameter_count, "checkpoint": str(out), "digest": digest}
+    try:
+        setting = _setting_of(dataset, source, None, reporter)
+    except LimbeckError as problem:
+        reporter.note(f"test accuracy was not measured: {problem}")
+        return result
+    test: TestHandle = setting.splits.test
+    return {**result, "test_accuracy": evaluate_labeler(expert, test, plan).accuracy, "test_images": test.size, "students": 1}
+
+
+def _setting_of(dataset: DistilledDataset, source: str | None, options: SourceOptions | None, reporter: Reporter) -> Setting:
+    provenance = dataset.provenance
+    spec = source or provenance.get("source")
+    if not isinstance(spec, str):
+        raise OptionError("this file does not say which source it was made from; name it with --source")
+    if options is None:
+        made = dict(provenance.get("source_options", {})) if source is None else {}
+        size = made.get("size")
+        text = None if size is None else "x".join(str(side) for side in size) if isinstance(size, list) else str(size)
+        options = SourceOptions(
+            root=made.get("root"),
+            size=text,
+            channels=made.get("channels"),
+            skip_corrupt=bool(made.get("skip_corrupt", False)),
+            validation=provenance.get("validation_fraction", 0.1),
+        )
+    setting = Setting.open(spec, options, int(provenance.get("seed", 0)), reporter, pixels=dataset.pixels)
+    expected = provenance.get("test_digest")
+    if source is None and expected is not None and setting.splits.test.digest != expected:
+        reporter.note(
+            f"the test images of {spec} are not those that this file's numbers were measured on; results are not comparable with its record"
+        )
+    return setting
+
+
+def _architecture_of(dataset: DistilledDataset) -> str:
+    if dataset.architecture is None:
+        raise OptionError("this file does not recommend an architecture; name one with --model")
+    spec = ModelSpec.from_dict(dict(dataset.architecture))
+    if spec.is_factory:
+        raise OptionError(f"this file asks to import {spec.name!r}, which is code; if you trust it, say so with --model {spec.name}")
+    return str(spec)
+
+
+def _rule_of(dataset: DistilledDataset) -> LabelRule:
+    labels = dataset.labels
+    if labels.kind == "hard" or labels.values is None:
+        return LabelRule(kind="hard")
+    precision = {torch.float32: "float32", torch.float16: "float16", torch.uint8: "uint8"}.get(labels.values.dtype, "float32")
+    kept = labels.values.shape[-1] if labels.indices is not None else None
+    return LabelRule(temperature=labels.temperature, top_k=kept, renormalize=labels.sums_to_one, precision=precision)
+
+
+def _labeler_of(dataset: DistilledDataset, cache: Cache) -> Labeler | None:
+    keys, step = dataset.provenance.get("expert_keys"), dataset.provenance.get("expert_step")
+    if not keys or step is None:
+        return None
+    found = [find_trajectory(cache, key) for key in keys]
+    members: Sequence[Expert] = [trajectory.at(step) for trajectory in found if trajectory is not None]
+    candidates: list[Labeler] = [*members, *([labeler_of(members)] if len(members) > 1 else [])]
+    return next((labeler for labeler in candidates if labeler.digest == dataset.labels.expert), None)
+
+
+def _shape_words(accuracy: np.ndarray) -> str:
+    draws, experts, students = accuracy.shape
+    return f"{draws} draw(s) x {experts} expert(s) x {students} student(s)"
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record as JSON, atomically."""
+    store.write_json(path, record)
