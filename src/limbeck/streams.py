@@ -23,7 +23,7 @@ class Streams:
         return Streams(self.root, self.path + (names if isinstance(names, tuple) else (names,)))
 
     def seed(self, *names: str | int) -> int:
-        """The 63-bit seed of a stream: BLAKE2b of the root seed and the path, length-prefixed so that paths cannot run together."""
+        """The 63-bit seed of a stream: BLAKE2b of the root seed and the path, each name quoted so that paths cannot run together."""
         text = repr((self.root, *self.path, *names)).encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 

@@ -136,7 +136,7 @@ def _judge(
     path = cache.path("trials", cache.key("trials", task), ".json")
     try:
         return float(json.loads(path.read_text())["accuracy"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     examples = Examples.of_distilled(dataset)
     accuracy = score(network, train_student(network, examples, recipe, streams, plan), judges, examples, plan).accuracy

@@ -2,7 +2,8 @@
 
 Opening reads every header: sides, color, and whether there is an image at all. Pixels are decoded at opening too when all parts together hold at most
 `VERIFY_BYTES` of encoded data, or when corrupt images are to be skipped; what is larger shows a truncated image when it is first read. Pixels
-that were decoded anyway stay in memory when they fit in `KEEP_BYTES`.
+that were decoded anyway stay in memory when they fit in `KEEP_BYTES`. Otherwise each image is decoded when it is first read and spooled to disk,
+unless that would take more room than the source itself.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from torch import Tensor
 from limbeck.data.decode import CorruptImage, Header, decode, in_threads, read_header
 from limbeck.data.opening import SourceOptions
 from limbeck.data.resize import Size, size_text, target_sides
+from limbeck.data.spool import PixelSpool
 from limbeck.data.tables import ImageTable, as_indices, checked_labels
 from limbeck.errors import DataError
 
@@ -103,19 +105,32 @@ class EncodedTable(ImageTable):
         self.decoding = size_text(size)
         self.pixels = pixels
         self.resident = pixels is not None
+        self.spool = None if self.resident or not self._worth_spooling() else PixelSpool(len(kept), shape)
+
+    def _worth_spooling(self) -> bool:
+        stored = sum(self.records.encoded_bytes(record) for record in self.kept.tolist())
+        return 0 < len(self.kept) * int(np.prod(self.shape)) <= stored
 
     def read(self, indices: Sequence[Any] | np.ndarray | Tensor) -> UInt8[Tensor, "B C H W"]:
         wanted = as_indices(indices, len(self))
         if self.pixels is not None:
             return self.pixels[torch.from_numpy(wanted)]
         images = np.empty((len(wanted), *self.shape), dtype=np.uint8)
-        found = in_threads(lambda record: decoded(self.records, record, self.shape, self.size), self.kept[wanted].tolist())
-        for position, image in enumerate(found):
+        for position, image in enumerate(in_threads(self._image, wanted.tolist())):
             if isinstance(image, str):
                 name = self.records.name(int(self.kept[wanted[position]]))
                 raise DataError(f"corrupt image {name!r} ({image}); mend or remove it, or pass --skip-corrupt")
             images[position] = image
         return torch.from_numpy(images)
+
+    def _image(self, index: int) -> np.ndarray | str:
+        """The pixels of one record, from the spool or decoded, or the reason why there are none."""
+        image: np.ndarray | str | None = self.spool.get(index) if self.spool is not None else None
+        if image is None:
+            image = decoded(self.records, int(self.kept[index]), self.shape, self.size)
+            if self.spool is not None and not isinstance(image, str):
+                self.spool.put(index, image)
+        return image
 
     @cached_property
     def _digests(self) -> np.ndarray:

@@ -24,7 +24,8 @@ IMAGE_COLUMNS = ("image", "img", "images", "picture", "jpg", "png", "webp")
 LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target", "cls", "y")
 PART_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 MEMORY_BYTES = 256 << 20
-ROWS = 64
+ROWS = 16
+BUFFER_BYTES = 1 << 20  # Read as a stream: mapped pages would count as resident memory.
 
 
 class CellRecords(Records):
@@ -126,7 +127,7 @@ def pick_column(kind: str, asked: str | None, usual: Sequence[str], columns: Seq
 
 def _file(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, memory_map=True, pre_buffer=False)
+        return pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{str(path)!r} is no readable Parquet file ({str(error).splitlines()[0].rstrip('.')}); fetch it again") from None
 

@@ -53,7 +53,7 @@ class Splits:
     notes: tuple[str, ...] = ()
 
     @staticmethod
-    def make(source: Source, *, seed: int, validation: float = 0.1, test: float = 0.2) -> "Splits":
+    def make(source: Source, *, seed: int, validation: float | int = 0.1, test: float | int = 0.2) -> "Splits":
         """Carves the missing parts from ``source.train``.
 
         Each class gives ``round(fraction * n)`` of its n records, never its last one and none of a single one (see `carve`). Validation is a
@@ -93,7 +93,7 @@ def scores(digests: np.ndarray, seed: int) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def carve(table: ImageTable, fraction: float, seed: int) -> tuple[Subset, Subset]:
+def carve(table: ImageTable, fraction: float | int, seed: int) -> tuple[Subset, Subset]:
     """`table` as (kept, taken), each in the table's order.
 
     Class by class, records are taken in the order of `scores` until ``round(fraction * n)`` are, n - 1 at most. Exact duplicates go together: a group

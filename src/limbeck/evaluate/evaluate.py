@@ -50,7 +50,11 @@ def evaluate(
     if students < 1:
         raise OptionError(f"an evaluation needs at least 1 student, got {students}; use --students 5")
     table = test.open_for_measurement()
-    _check_fit(sets[0][0], table)
+    if len({len(row) for row in sets}) != 1 or not sets[0]:
+        raise OptionError(f"an evaluation needs one set for each image draw and expert, got rows of {[len(row) for row in sets]} sets")
+    for row in sets:
+        for dataset in row:
+            _check_fit(dataset, table)
     recipe = recipe or protocol.recipe
     shape = (len(sets), len(sets[0]), students)
     accuracy, loss, worst = np.zeros(shape), np.zeros(shape), np.zeros(shape)

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,7 +39,11 @@ def load_expert(path: Path, network: Network, pixels: PixelSpace) -> Expert:
                     f"{str(path)!r} is an expert for {expert.network.classes} classes of {_shape(expert.network.shape)} images; "
                     f"wanted {network.classes} classes of {_shape(network.shape)}; use an expert of this data"
                 )
-            return expert
+            if expert.network.spec.is_factory and expert.network.spec != network.spec:
+                raise FileFormatError(
+                    f"{str(path)!r} asks to run the code {str(expert.network.spec)!r}; use --model {expert.network.spec} if you trust it"
+                )
+            return replace(expert, state=_fit_names(expert.state, expert.network, path))
     state = _fit_names(_read(path), network, path)
     return Expert(network, state, pixels, -1, store.content_digest(network.spec.to_dict(), state))
 
@@ -60,7 +65,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise FileFormatError(f"{str(path)!r} does not hold a state dict of tensors; save model.state_dict() or a .safetensors file")
     return content
 

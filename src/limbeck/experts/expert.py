@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limbeck import store
 from limbeck.data.tables import ImageTable
-from limbeck.errors import OptionError
+from limbeck.errors import FileFormatError, LimbeckError, OptionError
 from limbeck.models import ModelSpec
 from limbeck.progress import Tick
 from limbeck.train.fit import predict
@@ -22,6 +22,7 @@ from limbeck.types.plan import ExecutionPlan
 KIND = "expert snapshot"
 
 
+@runtime_checkable
 class Labeler(Protocol):
     """What can give logits for images: an expert or an ensemble of them."""
 
@@ -72,9 +73,17 @@ class Expert:
     def load(path: Path) -> "Expert":
         """Reads a snapshot written by `save`. Raises `FileFormatError` for anything else."""
         header, tensors = store.load(path, KIND)
-        network = Network(ModelSpec.from_dict(header["model"]), tuple(header["shape"]), header["classes"])
-        state = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
-        return Expert(network, state, PixelSpace.restore(header["pixels"], tensors), header["step"], store.content_digest(header, tensors))
+        try:
+            channels, height, width = header["shape"]
+            network = Network(ModelSpec.from_dict(header["model"]), (channels, height, width), header["classes"])
+            state = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
+            pixels = PixelSpace.restore(header["pixels"], tensors)
+            pixels.check(network.shape)
+            return Expert(network, state, pixels, header["step"], store.content_digest(header, tensors))
+        except (LimbeckError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as problem:
+            raise FileFormatError(
+                f"{str(path)!r} is not a usable expert snapshot ({type(problem).__name__}: {problem}); use an intact copy"
+            ) from None
 
 
 @dataclass(frozen=True)

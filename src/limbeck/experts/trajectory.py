@@ -31,13 +31,16 @@ _DONE = "trajectory.json"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One kept moment: step, epoch (fractional), validation accuracy, cross-entropy (nats) and mean label entropy (nats), file name and digest."""
+    """One kept moment: step, epoch (fractional), validation accuracy, cross-entropy (nats) and mean label entropy (nats), file name and digest.
+
+    A measure is None when there is no validation image or the logits overflow: JSON has no NaN.
+    """
 
     step: int
     epoch: float
-    accuracy: float
-    loss: float
-    entropy: float
+    accuracy: float | None
+    loss: float | None
+    entropy: float | None
     file: str
     digest: str
 
@@ -126,11 +129,14 @@ def train_expert(
             )
         network_state = {name: tensor.cpu().clone() for name, tensor in live.network.items()}
         logits = predict(network, network_state, validation, pixels, plan)
-        result = score_logits(logits, truth) if len(validation) else None
-        entropy = float(torch.special.entr(logits.double().softmax(1)).sum(1).mean()) if len(validation) else float("nan")
+        accuracy = loss = entropy = None
+        if len(validation):
+            result = score_logits(logits, truth)
+            accuracy = result.accuracy
+            if result.finite:
+                loss, entropy = result.loss, float(torch.special.entr(logits.double().softmax(1)).sum(1).mean())
         name = f"step-{live.step:07d}.safetensors"
         digest = Expert(network, network_state, pixels, live.step, "").save(folder / name, {"key": key, "index": index, "seed": seed})
-        accuracy, loss = (result.accuracy, result.loss) if result else (float("nan"), float("nan"))
         records.append(Snapshot(live.step, live.step / per_epoch, accuracy, loss, entropy, name, digest))
         header = {"kind": _RESUME_KIND, "key": key, "step": live.step, "snapshots": [vars(record) for record in records]}
         tensors = {**{f"network.{n}": t for n, t in live.network.items()}, **{f"optimizer.{n}": t for n, t in live.optimizer.items()}}

@@ -1,12 +1,13 @@
 """Runs a method: the three verbs in order, with progress. Methods hold the mathematics; this holds the loop."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from limbeck.methods.problem import Problem
 from limbeck.progress import SILENT, Reporter
 from limbeck.types.distilled import DistilledDataset
 
 
+@runtime_checkable
 class Method(Protocol):
     """``init(problem) -> state``, ``step(problem, state) -> state``, ``finish(problem, state) -> set``; `total_steps` says how often to step."""
 

@@ -48,7 +48,7 @@ def k_center(problem: Problem, number: int, count: int, argument: str | None) ->
 def cross_entropy_quantile(problem: Problem, number: int, count: int, argument: str | None) -> Int[Tensor, " n"]:
     """At random within one of ten equal groups of the class, sorted by the expert's cross-entropy ``-log p(true class)``: 0 easiest ... 9 hardest.
 
-    Qin, Deng and Alvarez-Melis 2024, appendix B. A class too small to fill the quantile gives its nearest images in that order instead of failing.
+    Qin, Deng and Alvarez-Melis 2024, appendix B. A class too small to fill the quantile adds the images nearest to it in that order.
     """
     try:
         quantile = int(argument if argument is not None else 0)
@@ -61,13 +61,13 @@ def cross_entropy_quantile(problem: Problem, number: int, count: int, argument: 
     members = problem.members(number)
     loss = -problem.expert_logits[members].double().log_softmax(1)[:, number]
     order = torch.sort(loss, stable=True).indices
-    size = len(members)
-    group = order[quantile * size // QUANTILES : (quantile + 1) * size // QUANTILES]
-    if len(group) < count:
-        start = min(quantile * size // QUANTILES, size - count)
-        group = order[start : start + count]
-    shuffled = group[torch.randperm(len(group), generator=problem.streams.torch("select", number))]
-    return members[shuffled[:count]]
+    first, end = quantile * len(members) // QUANTILES, (quantile + 1) * len(members) // QUANTILES
+    inside = first + torch.randperm(end - first, generator=problem.streams.torch("select", number))
+    ranks = torch.arange(len(members))
+    outside = ranks[(ranks < first) | (ranks >= end)]
+    distance = torch.where(outside < first, first - outside, outside - end + 1)
+    by_preference = torch.cat([inside, outside[torch.sort(distance, stable=True).indices]])
+    return members[order[by_preference[:count]]]
 
 
 def _vectors(problem: Problem, number: int) -> tuple[Int[Tensor, " n"], Float[Tensor, "n K"]]:

@@ -28,7 +28,7 @@ PALETTE = {
     "middle": ("#d1783b", "#d5813f"),
 }
 _INK, _MUTED, _LINE, _PAPER, _BLUE, _VERMILION, _EARLY, _MIDDLE = (light for light, _ in PALETTE.values())
-WIDE, NARROW = 900, 340
+WIDE, NARROW = 1000, 340
 _FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
 _MOST_CLASSES = 100
 _LEAST_SHOWN = 0.002  # smaller mean probabilities are drawn as nothing: they are not visible, and a page of 100 classes stays small
@@ -94,11 +94,11 @@ def accuracy_figure(rows: Sequence[Row], title: str) -> Figure:
         import altair as alt_
 
         wide = width >= 600
-        labels = [{**entry, "label": _wrapped(entry, 30 if wide else 16)} for entry in entries]
+        labels = [{**entry, "label": _wrapped(entry, 34 if wide else 16)} for entry in entries]
         order = [entry["label"] for entry in labels]
         by_place = {entry["place"]: entry["label"] for entry in labels}
-        row_height = 14 + 15 * max(label.count("\n") + 1 for label in order)
-        plot_width = width - (215 if wide else 120) - 85
+        row_height = 16 + 15 * max(label.count("\n") + 1 for label in order)
+        plot_width = width - (225 if wide else 120) - 80
         values = [entry[key] for entry in entries for key in ("low", "high")] + [student["accuracy"] for student in students]
         span = max(max(values) - min(values), 1.0)
         domain = [max(0.0, min(values) - 0.06 * span), min(100.0, max(values) + 0.06 * span)]
@@ -128,14 +128,14 @@ def accuracy_figure(rows: Sequence[Row], title: str) -> Figure:
         dots = alt_.Chart(alt_.Data(values=[{**student, "label": by_place[student["place"]]} for student in students]))
         return alt_.layer(
             networks.mark_rule(strokeDash=[3, 4], color=_MUTED, opacity=0.7).encode(x=alt_.X("mean:Q", scale=x_scale, axis=x_axis)),
-            dots.mark_point(size=22, filled=True, opacity=0.3, aria=False).encode(
+            dots.mark_point(size=22, filled=True, opacity=0.4, yOffset=9, aria=False).encode(
                 x=alt_.X("accuracy:Q", scale=x_scale), y=y, color=color, shape=shape
             ),
             base.mark_rule(strokeWidth=2.5).encode(x=alt_.X("low:Q", scale=x_scale), x2="high:Q", y=y, color=color),
             base.mark_point(size=95, filled=True, opacity=1, stroke=_PAPER, strokeWidth=1.2).encode(
                 x=alt_.X("mean:Q", scale=x_scale), y=y, color=color, shape=shape
             ),
-            base.mark_text(align="right", fontSize=12, fontWeight=600, color=_INK).encode(x=alt_.value(plot_width + 82), y=y, text="text:N"),
+            base.mark_text(align="right", fontSize=12, fontWeight=600, color=_INK).encode(x=alt_.value(plot_width + 78), y=y, text="text:N"),
         ).properties(width=plot_width, height=row_height * len(order))
 
     return Figure("accuracy", f"Students on the test split, 95 % intervals: {title}", alt, build)
@@ -176,7 +176,7 @@ def snapshots_figure(expert: Mapping[str, Any], title: str) -> Figure | None:
         import altair as alt_
 
         wide = width >= 600
-        plot_width = width - (200 if wide else 62)
+        plot_width = width - (90 if wide else 62)
         scale = alt_.Scale(type="symlog", constant=smallest, domain=[0, last], nice=False, padding=10)
         expression = " : ".join(f"abs(datum.value - {value!r}) < 1e-9 ? '{label}'" for value, label in ticks) + " : ''"
         lower_axis = alt_.Axis(
@@ -205,7 +205,7 @@ def snapshots_figure(expert: Mapping[str, Any], title: str) -> Figure | None:
             *rule(True),
             points.mark_line(strokeWidth=2).encode(x=x, y=y, color=color),
             points.mark_point(size=58, filled=True, opacity=1, stroke=_PAPER, strokeWidth=0.8).encode(x=x, y=y, color=color, shape=shape),
-        ).properties(width=plot_width, height=240 if wide else 220)
+        ).properties(width=plot_width, height=270 if wide else 220)
         if not entropy:
             return upper.encode(x=alt_.X("epoch:Q", scale=scale, axis=lower_axis))
         levels = alt_.Chart(alt_.Data(values=entropy)).encode(
@@ -269,7 +269,7 @@ def label_matrix_figure(softness: Softness, classes: Sequence[str], title: str) 
             scale=alt_.Scale(domain=list(range(count)), paddingInner=0.04 if count <= 40 else 0),
             axis=alt_.Axis(title="images of", **shared),
         )
-        opacity = alt_.FillOpacity(
+        opacity = alt_.Opacity(
             "p:Q",
             scale=alt_.Scale(type="sqrt", domain=[0, top], range=[0, 1]),
             legend=alt_.Legend(
@@ -280,13 +280,13 @@ def label_matrix_figure(softness: Softness, classes: Sequence[str], title: str) 
                 symbolSize=180,
                 symbolFillColor=_BLUE,
                 symbolStrokeColor=_LINE,
-                format=".2f",
-                values=[round(top * share, 4) for share in (0.02, 0.1, 0.3, 0.6, 1.0)],
+                format=".2~g",
+                values=[float(f"{top * share:.2g}") for share in (0.05, 0.2, 0.5, 1.0)],
             ),
         )
         diagonal = [{"owner": number, "other": number} for number in range(count)]
         blank = alt_.Chart(alt_.Data(values=diagonal)).mark_rect(fill=_LINE, fillOpacity=0.6, aria=False).encode(x=x, y=y)
-        layers = [blank, alt_.Chart(alt_.Data(values=cells)).mark_rect(fill=_BLUE, aria=False).encode(x=x, y=y, fillOpacity=opacity)]
+        layers = [blank, alt_.Chart(alt_.Data(values=cells)).mark_rect(fill=_BLUE, aria=False).encode(x=x, y=y, opacity=opacity)]
         if step >= 34 and count <= 20:
             shown = [
                 {**cell, "text": f"{cell['p']:.2f}".lstrip("0"), "ink": _PAPER if cell["p"] / top > 0.36 else _INK}
@@ -326,7 +326,7 @@ def entropy_figure(softness: Softness, classes: int, title: str) -> Figure:
         right = mean < 0.7 * limit
         return alt_.layer(
             base.mark_bar(color=_BLUE, binSpacing=1).encode(
-                x=alt_.X("from:Q", scale=scale, axis=axis, bin="binned"), x2="to:Q", y=alt_.Y("images:Q", axis=counts, scale=alt_.Scale(nice=True))
+                x=alt_.X("from:Q", scale=scale, axis=axis, bin="binned"), x2="to:Q", y=alt_.Y("images:Q", axis=counts, scale=alt_.Scale(domain=[0, 1.06 * max(heights)], nice=False))
             ),
             note.mark_rule(color=_INK, strokeDash=[4, 3], strokeWidth=1.2).encode(x=alt_.X("mean:Q", scale=scale)),
             note.mark_text(

@@ -39,6 +39,11 @@ class Picture:
     bars: tuple[Bar, ...]
     rest: float | None
 
+    def top(self, most: int) -> "Picture":
+        """The same with fewer entries of the label: the others are added to the rest."""
+        left_out = sum(bar.value for bar in self.bars[most:])
+        return self if len(self.bars) <= most else replace(self, bars=self.bars[:most], rest=None if self.rest is None and not left_out else (self.rest or 0.0) + left_out)
+
     @property
     def spoken(self) -> str:
         """The label's three largest entries as a sentence."""
@@ -87,8 +92,9 @@ def make_gallery(dataset: DistilledDataset) -> Gallery:
     uris, exact = _encode(sides)
     labels, owners = shown_labels(part), part.owners.tolist()
     hard = dataset.labels.kind == "hard"
+    longest = float(labels.abs().max()) or 1.0  # one scale for all bars, so that labels compare
     pictures = [
-        Picture(index, owner, uri, *_bars(label, owner, dataset.classes, hard, dataset.labels.kind in UNITS))
+        Picture(index, owner, uri, *_bars(label, owner, dataset.classes, longest, hard, dataset.labels.kind in UNITS))
         for index, owner, uri, label in zip(chosen.tolist(), owners, uris, labels, strict=True)
     ]
     totals = torch.bincount(dataset.owners.long(), minlength=len(dataset.classes)).tolist()
@@ -141,15 +147,13 @@ def _part(dataset: DistilledDataset, rows: torch.Tensor) -> DistilledDataset:
     return replace(dataset, images=dataset.images[rows], owners=dataset.owners[rows], labels=dataset.labels.select(rows))
 
 
-def _bars(label: torch.Tensor, owner: int, classes: Sequence[str], hard: bool, any_sign: bool) -> tuple[tuple[Bar, ...], float | None]:
+def _bars(label: torch.Tensor, owner: int, classes: Sequence[str], longest: float, hard: bool, any_sign: bool) -> tuple[tuple[Bar, ...], float | None]:
     if hard:
         return (Bar(owner, classes[owner], 1.0, 1.0, True),), None
     values, numbers = torch.sort(label.double(), descending=True, stable=True)
-    longest = float(label.abs().max()) or 1.0
-    full = longest if any_sign else 1.0
     kept = min(TOP_CLASSES, len(values))
     bars = tuple(
-        Bar(number, classes[number], round(value, 4), round(min(abs(value) / full, 1.0), 4), number == owner)
+        Bar(number, classes[number], round(value, 4), round(min(abs(value) / longest, 1.0), 4), number == owner)
         for value, number in zip(values[:kept].tolist(), numbers[:kept].tolist(), strict=True)
         if any_sign or value > 0
     )

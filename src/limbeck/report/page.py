@@ -18,7 +18,7 @@ from limbeck.report.summary import protocol_note, summarize
 from limbeck.report.tables import accuracy_rows, gains
 from limbeck.types.distilled import DistilledDataset
 
-_EXAMPLES = 6
+_EXAMPLES, _EXAMPLE_ENTRIES = 6, 5
 _SHARED_PAIRS = 8
 
 
@@ -65,7 +65,7 @@ def render(record: Mapping[str, Any], dataset: DistilledDataset | None) -> tuple
         charts={name: _chart(figure) for name, figure in drawn.items()},
         expert=expert,
         gallery=gallery,
-        examples=[] if gallery is None else gallery.examples(_EXAMPLES),
+        examples=[] if gallery is None else [(group, picture.top(_EXAMPLE_ENTRIES)) for group, picture in gallery.examples(_EXAMPLES)],
         labels_data=[] if gallery is None else _labels_data(gallery),
         softness=soft,
         shared=_shared(soft, dataset),
@@ -88,7 +88,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=words.size, percent=words.percent, duration=words.duration, pretty=_pretty)
+    environment.filters.update(size=words.size, percent=words.percent, duration=words.duration, pretty=_pretty, tight=_tight)
     environment.globals.update(count=words.count, dash=words.DASH, bar_text=_bar_text)
     return environment
 
@@ -154,6 +154,11 @@ def _details(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("Complete record (result.json)", record),
     ]
     return [(name, value) for name, value in parts if value]
+
+
+def _tight(text: str) -> str:
+    """A per cent sign stays on its number's line."""
+    return text.replace(" %", "\u00a0%")
 
 
 def _pretty(value: Any) -> str:

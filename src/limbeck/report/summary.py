@@ -7,6 +7,7 @@ from typing import Any
 from limbeck.evaluate.protocols import PROTOCOLS
 from limbeck.report import words
 from limbeck.report.tables import Gain, Row
+from limbeck.types.evaluation import Interval
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def summarize(record: Mapping[str, Any], rows: Sequence[Row], found: Sequence[Ga
     if main is None:
         sentences.append("This set has not been evaluated, so nothing is known about the students that it makes; `limbeck evaluate` measures them.")
     else:
-        sentences += [_accuracy(main), *_baselines(main, beside, own_gains), *_others(main, rows)]
+        sentences += [_accuracy(main), *_baselines(beside, own_gains), *_others(main, rows)]
     sentences += [*_experts(rows), *_diverged(rows)]
     return Summary(tuple(_tiles(record, main, own_gains)), tuple(sentences))
 
@@ -52,10 +53,10 @@ def _tiles(record: Mapping[str, Any], main: Row | None, own_gains: Sequence[Gain
     number, _, unit = words.size(total).rpartition(" ")
     tiles = []
     if main is not None:
-        tiles.append(Tile("Test accuracy of its students", main.accuracy_text, "%", f"{main.protocol}, {main.model}; {main.repeats_text}; {main.covers_text}"))
+        tiles.append(Tile("Test accuracy of its students", main.accuracy_text, "%", f"{main.model}, protocol {main.protocol}, {main.repeats_text}; {_interval_words(main.accuracy)}"))
     hard = next((gain for gain in own_gains if gain.over.role == "random-hard"), None)
     if hard is not None:
-        tiles.append(Tile("Gain over hard labels", hard.text, "points", f"paired with “{hard.over.name}”; {_covers(hard)}"))
+        tiles.append(Tile("Gain over hard labels", hard.text, "points", f"paired with “{hard.over.name}”; {_interval_words(hard.difference)}"))
     tiles.append(Tile("Images", f"{sum(counts):,}", "", words.per_class(counts) + f", {words.count(len(counts), 'class', 'classes')}"))
     tiles.append(Tile("Size", number, unit, f"{words.times_smaller(full, total)} smaller than the full data" if full else "images, labels and decoder"))
     return tiles
@@ -79,26 +80,24 @@ def _cost(record: Mapping[str, Any]) -> str:
 
 def _accuracy(main: Row) -> str:
     on = f" on {words.count(main.test_images, 'test image')}" if main.test_images else ""
-    single = "" if main.accuracy.n > 1 else " Nothing was repeated, so there is no interval."
-    covers = f"; the 95 % interval {main.covers_text}" if main.accuracy.n > 1 else ""
-    note = protocol_note(main.protocol)
+    protocol = PROTOCOLS.get(main.protocol.partition("/")[0])
+    note = f": {protocol.note}" if protocol is not None and protocol.label == main.protocol else ""
     return (
         f"New {main.model} networks trained on this set alone reach {main.accuracy_text} %{on} after their last epoch "
-        f"({main.repeats_text}{covers}). Protocol {main.protocol}{f': {note}' if note else ''}.{single}"
+        f"({main.repeats_text}; {_interval_words(main.accuracy)}). Protocol {main.protocol}{note}."
     )
 
 
-def _baselines(main: Row, beside: Sequence[Row], own_gains: Sequence[Gain]) -> list[str]:
+def _baselines(beside: Sequence[Row], own_gains: Sequence[Gain]) -> list[str]:
     sentences = []
-    if beside:
-        values = words.listing(f"{row.name} {row.accuracy_text} %" for row in beside)
-        sentences.append(f"Trained and measured in the same way: {values}.")
-    for gain in own_gains:
-        verdict = "" if gain.clear else ", which does not exclude zero" if gain.difference.n > 1 else ""
-        sentences.append(f"Against {gain.over.name} the difference is {gain.text} points{verdict} (paired; {_covers(gain)}).")
-    unpaired = [row.name for row in beside if row not in [gain.over for gain in own_gains]]
-    if unpaired:
-        sentences.append(f"No paired difference is given for {words.listing(unpaired)}: seeds, draws, experts or students differ.")
+    for row in beside:
+        gain = next((gain for gain in own_gains if gain.over == row), None)
+        start = f"{'In the same way' if sentences else 'Beside it, trained and measured in the same way'}, “{row.name}” reaches {row.accuracy_text} % ({row.repeats_text})"
+        if gain is None:
+            sentences.append(f"{start}; the difference is not paired, because seeds, draws, experts or students differ.")
+        else:
+            verdict = "" if gain.clear or gain.difference.n < 2 else ", which does not exclude zero"
+            sentences.append(f"{start}: a difference of {gain.text} points{verdict} (paired; {_interval_words(gain.difference)}).")
     return sentences
 
 
@@ -120,5 +119,5 @@ def _diverged(rows: Sequence[Row]) -> list[str]:
     return [f"Students that diverged are counted with the class that they name: {shown}."] if lost else []
 
 
-def _covers(gain: Gain) -> str:
-    return f"95 % interval, covers {gain.difference.covers}" if gain.difference.n > 1 else "nothing repeated, no interval"
+def _interval_words(interval: Interval) -> str:
+    return f"95 % interval, {words.covers(interval)}" if interval.n > 1 else "nothing repeated, so no interval"

@@ -53,7 +53,7 @@ class Row:
     @property
     def covers_text(self) -> str:
         """The variance that the interval covers."""
-        return self.accuracy.covers if self.accuracy.n < 2 else f"covers {self.accuracy.covers}"
+        return words.covers(self.accuracy)
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,12 @@ class Gain:
     def clear(self) -> bool:
         """Whether the 95 % interval excludes zero."""
         return self.difference.low > 0 or self.difference.high < 0
+
+    @property
+    def verdict(self) -> str:
+        """``excludes zero; covers students``."""
+        known = f"{'excludes' if self.clear else 'does not exclude'} zero; " if self.difference.n > 1 else ""
+        return known + words.covers(self.difference)
 
 
 def check(record: Mapping[str, Any]) -> None:

@@ -65,6 +65,11 @@ def percent_interval(interval: Interval) -> str:
     return f"{percent(interval.mean, digits)} ± {percent(interval.half_width, digits)}"
 
 
+def covers(interval: Interval) -> str:
+    """``covers image draws, experts and students``, or ``nothing repeated``."""
+    return f"covers {listing(interval.covers.split(' and '))}" if interval.n > 1 else "nothing repeated"
+
+
 def points(interval: Interval) -> str:
     """A difference of accuracies in percentage points, with its sign: ``+4.1 ± 0.5``."""
     digits = 1 if math.isnan(interval.low) else _digits(interval)

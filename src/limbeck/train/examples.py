@@ -1,6 +1,6 @@
 """What a network is trained on or shown: images in memory or on disk, turned into network inputs batch by batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ class Examples:
             targets = torch.nn.functional.one_hot(targets, self.classes).float()
         return images, targets
 
-    def batches(self, order: Sequence[Int[Tensor, " B"]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Iterable[Int[Tensor, " B"]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `order` in turn. While one is in use the next is decoded, when the images lie on disk: at most two batches are in memory."""
         if self.table.resident:
             yield from (self.batch(indices, device) for indices in order)

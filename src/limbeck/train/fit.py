@@ -75,17 +75,16 @@ def fit(
     with threads(plan.threads):
         if live.step == 0:
             snapshot()
-        order = list(_order(len(examples), recipe, streams, live.step, total))
-        for indices, (images, labels) in zip(order, examples.batches(order, device), strict=True):
+        for images, labels in examples.batches(_order(len(examples), recipe, streams, live.step, total), device):
             _set_rate(optimizer, recipe, live.step, total, decay_steps)
             if augment is not None:
                 images = augment(images, streams.torch("augment", live.step))
             optimizer.zero_grad(set_to_none=True)
-            pieces = _pieces(len(indices), plan.chunk)
-            for start in range(0, len(indices), pieces):
+            pieces = _pieces(len(images), plan.chunk)
+            for start in range(0, len(images), pieces):
                 part, rows = images[start : start + pieces], labels[start : start + pieces]
                 # only whole pieces are compiled: a ragged last one would compile a second program for a few images
-                (step_loss if len(part) == pieces else plain_loss)(live.network, part, rows).div(len(indices)).backward()
+                (step_loss if len(part) == pieces else plain_loss)(live.network, part, rows).div(len(images)).backward()
             optimizer.step()
             live.step += 1
             tick(1)
@@ -103,10 +102,9 @@ def predict(
     state = {name: tensor.to(device) for name, tensor in state.items()}
     examples = Examples(table, torch.zeros(len(table), dtype=torch.int64), pixels.to(device))
     size = min(batch, plan.chunk or batch) if device.type == "cpu" else batch
-    order = list(torch.arange(len(table)).split(size))
     logits = []
     with threads(plan.threads), torch.inference_mode():
-        for images, _ in examples.batches(order, device):
+        for images, _ in examples.batches(torch.arange(len(table)).split(size), device):
             logits.append(network.forward(state, images).float().cpu())
             tick(len(images))
     return torch.cat(logits).clone() if logits else torch.zeros(0, network.classes)

@@ -60,6 +60,8 @@ class DistilledDataset:
             raise FileFormatError(f"owner classes must lie in 0..{len(self.classes) - 1}, got {int(self.owners.long().max())}; use an intact file")
         if self.payload != "plain":
             raise FileFormatError(f"payload {self.payload!r} is not known to this version of limbeck; upgrade limbeck")
+        if self.step_size is not None and not np.isfinite(self.step_size):
+            raise FileFormatError(f"the learned step size must be a finite number, got {self.step_size}; use an intact file")
         self.pixels.check(tuple(self.images.shape[1:]))  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -118,16 +120,16 @@ class DistilledDataset:
                 owners=owners,
                 labels=Labels.hard(owners.long(), len(header["classes"])) if hard else Labels.restore(header["labels"], tensors),
                 pixels=PixelSpace.restore(header["pixels"], tensors),
-                classes=tuple(header["classes"]),
+                classes=tuple(map(str, header["classes"])),
                 recipe=Recipe(**header["recipe"]),
                 step_size=header["step_size"],
-                architecture=header["architecture"],
-                provenance=header["provenance"],
+                architecture=None if header["architecture"] is None else dict(header["architecture"]),
+                provenance=dict(header["provenance"]),
                 payload=header["payload"],
             )
         except LimbeckError as problem:
             raise FileFormatError(f"{str(path)!r}: {problem}") from None
-        except (KeyError, TypeError, ValueError, IndexError, RuntimeError, ValidationError) as problem:
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError, ValidationError) as problem:
             raise FileFormatError(
                 f"{str(path)!r} is not a usable distilled dataset ({type(problem).__name__}: {problem}); use an intact copy"
             ) from None

@@ -58,6 +58,12 @@ class Labels:
                 raise FileFormatError(f"label values of shape {tuple(self.values.shape)} do not fit {self.classes} classes; use an intact file")
             if self.values.is_floating_point() and not bool(torch.isfinite(self.values).all()):
                 raise FileFormatError("label values are not finite; use an intact file")
+            if (self.values.dtype == torch.uint8) != (self.scale is not None):
+                raise FileFormatError("uint8 label values need a scale for each row, and no others have one; use an intact file")
+            if self.scale is not None and (self.scale.shape != (*self.values.shape[:-1], 1) or not bool(torch.isfinite(self.scale).all())):
+                raise FileFormatError(f"label scales must be finite and one for each row, got shape {tuple(self.scale.shape)}; use an intact file")
+            if self.kind == "probability" and self.sums_to_one and not bool((self._kept().sum(-1) > 0).all()):
+                raise FileFormatError("a probability label sums to zero or less; use an intact file")
 
     @staticmethod
     def hard(owners: Int[Tensor, " N"], classes: int) -> "Labels":
@@ -108,10 +114,14 @@ class Labels:
         if self.values is None:
             assert self.indices is not None
             return torch.nn.functional.one_hot(self.indices[..., 0].long(), self.classes).float()
-        values = self.values.float() if self.scale is None else self.values.float() / 255 * self.scale.float()
+        values = self._kept()
         if self.indices is not None:
             values = torch.zeros(*values.shape[:-1], self.classes).scatter(-1, self.indices.long(), values)
         return values / values.sum(-1, keepdim=True) if self.sums_to_one and self.kind == "probability" else values
+
+    def _kept(self) -> Float[Tensor, "*E N k"]:
+        assert self.values is not None
+        return self.values.float() if self.scale is None else self.values.float() / 255 * self.scale.float()
 
     @property
     def nbytes(self) -> int:

@@ -26,6 +26,11 @@ class Scale:
     def inverse(self, images: Images) -> Images:
         return images / self.factor
 
+    @property
+    def consistent(self) -> bool:
+        """Whether the parameters fit each other."""
+        return self.factor.ndim == 0
+
 
 @dataclass(frozen=True)
 class Standardize:
@@ -41,6 +46,11 @@ class Standardize:
     def inverse(self, images: Images) -> Images:
         return images * self.std[:, None, None] + self.mean[:, None, None]
 
+    @property
+    def consistent(self) -> bool:
+        """Whether the parameters fit each other."""
+        return self.mean.ndim == 1 and self.mean.shape == self.std.shape
+
 
 @dataclass(frozen=True)
 class CenterImage:
@@ -48,6 +58,7 @@ class CenterImage:
 
     name: ClassVar[str] = "center-image"
     inverse = None
+    consistent = True
 
     def forward(self, images: Images) -> Images:
         return images - images.mean(dim=(1, 2, 3), keepdim=True)
@@ -59,6 +70,7 @@ class UnitNormImage:
 
     name: ClassVar[str] = "unit-norm-image"
     inverse = None
+    consistent = True
 
     def forward(self, images: Images) -> Images:
         norm = images.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
@@ -83,6 +95,19 @@ class Whiten:
     def inverse(self, images: Images) -> Images:
         inverse = torch.linalg.inv(self.matrix.double()).to(images.dtype)
         return (self._apply(images.flatten(1), inverse) + self.mean).reshape(images.shape)
+
+    @property
+    def consistent(self) -> bool:
+        """Whether the parameters fit each other: the blocks hold every pixel once, and each has its square matrix."""
+        values = len(self.mean)
+        if self.blocks is None:
+            return self.mean.ndim == 1 and self.matrix.shape == (1, values, values)
+        every = torch.arange(values, device=self.blocks.device)
+        return (
+            self.blocks.ndim == 2
+            and self.matrix.shape == (*self.blocks.shape, self.blocks.shape[1])
+            and torch.equal(self.blocks.reshape(-1).sort().values.long(), every)
+        )
 
     def _apply(self, flat: Float[Tensor, "B D"], matrix: Float[Tensor, "G d d"]) -> Float[Tensor, "B D"]:
         if self.blocks is None:
@@ -172,12 +197,16 @@ class PixelSpace:
         """Raises `OptionError` when the steps do not fit images of shape (C, H, W)."""
         channels, pixels = shape[0], shape[0] * shape[1] * shape[2]
         for step in self.steps:
+            if not all(bool(torch.isfinite(value).all()) for value in _parameters(step).values()):
+                raise OptionError(f"the pixel space holds values that are not finite in its step {step.name!r}; fit it again, or use an intact file")
             if isinstance(step, Standardize) and len(step.mean) not in (1, channels):
                 raise OptionError(
                     f"the pixel space normalizes {len(step.mean)} channels, but the images have {channels}; use images of the same kind"
                 )
             if isinstance(step, Whiten) and len(step.mean) != pixels:
                 raise OptionError(f"the pixel space whitens {len(step.mean)} values, but the images have {pixels}; use images of the same size")
+            if not step.consistent:
+                raise OptionError(f"the tensors of the pixel space's step {step.name!r} do not fit each other; fit it again, or use an intact file")
 
 
 def _parameters(step: Step) -> dict[str, Tensor]:

@@ -1,0 +1,152 @@
+"""The main job end to end on digits, small: same bytes from the same seed, from an interrupted run and from a killed process."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from limbeck.cache import Cache
+from limbeck.errors import LimbeckError, OptionError
+from limbeck.evaluate.protocols import PROTOCOLS
+from limbeck.progress import Reporter
+from limbeck.study.distill import FILE, RECORD, distill, protocol_for
+from limbeck.study.options import DistillOptions
+from limbeck.types.distilled import DistilledDataset
+
+SMALL = {"ipc": "1", "model": "convnet-d1-w8", "expert_epochs": 2, "students": 2, "protocol": "label-worth-short"}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DistilledDataset, dict]:
+    out = tmp_path_factory.mktemp("job")
+    dataset, record = distill("digits", DistillOptions(**SMALL), out, cache=Cache(out / "cache"))
+    return out, dataset, record
+
+
+def test_the_job_writes_a_file_and_a_record_that_agree(done: tuple[Path, DistilledDataset, dict]) -> None:
+    out, dataset, record = done
+    assert DistilledDataset.load(out / FILE).digest == dataset.digest == record["digest"]
+    stored = json.loads((out / RECORD).read_text())
+    assert [row["role"] for row in stored["evaluations"]] == ["distilled", "random-soft", "random-hard"]
+    assert stored["counts"] == [1] * 10
+    assert stored["expert"]["chosen_by"] == "successive halving on validation"
+    assert stored["expert"]["chosen_step"] in [snapshot["step"] for snapshot in stored["expert"]["snapshots"]]
+    for row in stored["evaluations"]:
+        assert np.array(row["accuracy"]).shape == (1, 1, 2)
+        assert row["protocol"] == "label-worth-short/1"
+        assert row["bytes"]["images"] == 640
+        assert row["interval_95"]["covers"] == "students"
+
+
+def test_the_two_baselines_share_their_images(done: tuple[Path, DistilledDataset, dict]) -> None:
+    rows = {row["role"]: row for row in done[2]["evaluations"]}
+    assert rows["random-soft"]["sets"] != rows["distilled"]["sets"]
+    assert rows["random-soft"]["images"] == rows["random-hard"]["images"] == 10
+    assert rows["random-hard"]["bytes"]["labels"] == 10
+
+
+def test_the_saved_file_holds_images_of_the_training_split_alone(done: tuple[Path, DistilledDataset, dict]) -> None:
+    from limbeck.data.opening import open_source
+    from limbeck.data.splits import Splits
+
+    dataset = done[1]
+    splits = Splits.make(open_source("digits"), seed=0)
+    held_out = set(splits.validation.record_digests().tolist()) | set(splits.test.open_for_measurement().record_digests().tolist())
+    chosen = splits.train.read(dataset.provenance["indices"])
+    assert bool((chosen == dataset.images).all())
+    assert not held_out & set(splits.train.record_digests()[dataset.provenance["indices"]].tolist())
+
+
+def test_same_seed_same_bytes_and_another_seed_others(done: tuple[Path, DistilledDataset, dict], tmp_path: Path) -> None:
+    first = (done[0] / FILE).read_bytes()
+    options = DistillOptions(**SMALL, evaluate=False)
+    distill("digits", options, tmp_path / "same", cache=Cache(tmp_path / "cache"))
+    assert (tmp_path / "same" / FILE).read_bytes() == first
+    distill("digits", options.model_copy(update={"seed": 1}), tmp_path / "other", cache=Cache(tmp_path / "cache"))
+    assert (tmp_path / "other" / FILE).read_bytes() != first
+
+
+def test_a_second_run_trains_nothing(done: tuple[Path, DistilledDataset, dict], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("trained again")
+
+    for module in ("limbeck.experts.trajectory", "limbeck.train.students"):
+        monkeypatch.setattr(f"{module}.fit", refuse)
+    out, _, record = done
+    _, again = distill("digits", DistillOptions(**SMALL), out, cache=Cache(out / "cache"))
+    accuracies = [[row["accuracy"] for row in each["evaluations"]] for each in (record, again)]
+    assert accuracies[0] == accuracies[1]
+
+
+def test_a_killed_process_continues_to_the_same_bytes(done: tuple[Path, DistilledDataset, dict], tmp_path: Path) -> None:
+    arguments = ["--ipc", "1", "--model", "convnet-d1-w8", "--expert-epochs", "2", "--students", "2", "--protocol", "label-worth-short", "--no-evaluate"]
+    command = [sys.executable, "-m", "limbeck", "distill", "digits", *arguments, "--threads", "1", "--out", str(tmp_path / "run"), "--json"]
+    environment = {**os.environ, "LIMBECK_CACHE": str(tmp_path / "cache")}
+    pause = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(pause.uniform(2, 6))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    digest = json.loads(finished.stdout)["digest"]
+    distill("digits", DistillOptions(**SMALL, evaluate=False, threads=1), tmp_path / "straight", cache=Cache(tmp_path / "other"))
+    assert digest == DistilledDataset.load(tmp_path / "straight" / FILE).digest
+
+
+def test_hard_labels_need_no_expert(tmp_path: Path) -> None:
+    options = DistillOptions(**{**SMALL, "labels": "hard", "ipc": "2"}, evaluate=False)
+    dataset, record = distill("digits", options, tmp_path, cache=Cache(tmp_path / "cache"))
+    assert record["expert"] is None
+    assert dataset.labels.kind == "hard"
+    assert dataset.bytes["labels"] == 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"ensemble": True}, "an ensemble needs at least 2 experts, got 1; use --experts 5"),
+        ({"ipc": None}, "a budget is needed; use --ipc N, --ipc proportional or --bytes SIZE"),
+        ({"ipc": "1000"}, r"class '0' has \d+ training images, fewer than the 1000 asked for; use --ipc \d+, or --ipc proportional"),
+        ({"bytes": "100kB"}, "--ipc N and --bytes both set the budget"),
+        ({"ipc": None, "bytes": "10"}, "10 bytes do not pay for one image of each of the 10 classes"),
+        ({"protocol": "dcc"}, "unknown protocol 'dcc'; did you mean 'dc'"),
+        ({"selector": "herdin"}, "unknown selector 'herdin'; did you mean 'herding'"),
+        ({"validation": 0.0}, "choosing the expert's snapshot needs a validation split"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(changes: dict, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        distill("digits", DistillOptions(**{**SMALL, **changes}), tmp_path, cache=Cache(tmp_path / "cache"))
+
+
+def test_an_output_that_cannot_be_written_is_found_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LimbeckError, match=r"cannot write .*; choose another folder with --out or free some space"):
+        distill("digits", DistillOptions(**SMALL), tmp_path / "file" / "run", cache=Cache(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_digits_are_not_mirrored_by_a_protocol() -> None:
+    assert "flip" in PROTOCOLS["dsa"].recipe.augment
+    assert "flip" not in protocol_for("dsa", "digits").recipe.augment
+    assert protocol_for("dsa", "fashion-mnist").recipe == PROTOCOLS["dsa"].recipe
+    assert protocol_for("label-worth", "mnist").recipe.augment.endswith("align_corners=true")
+
+
+def test_notes_reach_the_reporter(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Listening(Reporter):
+        def note(self, message: str) -> None:
+            heard.append(message)
+
+    distill("digits", DistillOptions(**{**SMALL, "labels": "hard"}, evaluate=False), tmp_path, cache=Cache(tmp_path / "cache"), reporter=Listening())
+    assert any("no official test part" in message for message in heard)

@@ -1,0 +1,97 @@
+"""Jobs on a distilled file: evaluation with baselines, comparison, training a user's own model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from limbeck.cache import Cache
+from limbeck.errors import FileFormatError, OptionError
+from limbeck.experts.expert import Expert
+from limbeck.study.distill import FILE, distill
+from limbeck.study.judge import compare_rows, evaluate_file, load_record, train_on_file
+from limbeck.study.options import DistillOptions, EvaluationOptions
+from limbeck.types.distilled import DistilledDataset
+
+OPTIONS = EvaluationOptions(protocol="label-worth-short", students=2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    options = DistillOptions(ipc="2", model="convnet-d1-w8", expert_epochs=2, students=2, protocol="label-worth-short", draws=2)
+    distill("digits", options, out, cache=Cache(out / "cache"))
+    return out
+
+
+def test_a_file_evaluates_on_its_own_source_with_both_baselines(run: Path) -> None:
+    record = evaluate_file(run / FILE, OPTIONS, cache=Cache(run / "cache"))
+    assert [row["role"] for row in record["evaluations"]] == ["distilled", "random-soft", "random-hard"]
+    first_draw = load_record(run)["evaluations"][0]["accuracy"][0]
+    assert record["evaluations"][0]["accuracy"] == [first_draw]  # the same students, from the cache or trained anew
+
+
+def test_without_the_expert_the_soft_baseline_is_left_out(run: Path, tmp_path: Path) -> None:
+    record = evaluate_file(run / FILE, OPTIONS, cache=Cache(tmp_path))
+    assert [row["role"] for row in record["evaluations"]] == ["distilled", "random-hard"]
+
+
+def test_hard_labels_are_an_ablation_of_the_file(run: Path) -> None:
+    record = evaluate_file(run / FILE, OPTIONS.model_copy(update={"baselines": False}), labels="hard", cache=Cache(run / "cache"))
+    assert record["bytes"]["labels"] == 20
+    assert len(record["evaluations"]) == 1
+
+
+def test_a_result_against_itself_differs_by_nothing(run: Path) -> None:
+    row = load_record(run)["evaluations"][0]
+    difference = compare_rows(row, row)
+    assert (difference.mean, difference.low, difference.high) == (0, 0, 0)
+
+
+def test_a_paired_difference_is_the_difference_of_means(run: Path) -> None:
+    first, second, _ = load_record(run)["evaluations"]
+    difference = compare_rows(first, second)
+    assert difference.mean == pytest.approx(np.mean(first["accuracy"]) - np.mean(second["accuracy"]))
+    assert difference.low <= difference.mean <= difference.high
+
+
+def test_unlike_results_are_not_paired(run: Path) -> None:
+    row = load_record(run)["evaluations"][0]
+    with pytest.raises(OptionError, match=r"the two results differ in protocol \(label-worth-short/1 and dc/1\), so they are not paired"):
+        compare_rows(row, {**row, "protocol": "dc/1"})
+    with pytest.raises(OptionError, match=r"have 2 draw\(s\) x 1 expert\(s\) x 2 student\(s\) and 1 draw"):
+        compare_rows(row, {**row, **{key: row[key][:1] for key in ("accuracy", "loss", "worst_class")}})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"evaluations": 3}'])
+def test_a_file_that_is_no_result_is_one_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(FileFormatError, match="is not a limbeck result; give a run folder or a result.json that limbeck wrote"):
+        load_record(tmp_path)
+    with pytest.raises(FileFormatError, match="no results at"):
+        load_record(tmp_path / "nowhere")
+
+
+def test_training_saves_a_checkpoint_that_predicts(run: Path, tmp_path: Path) -> None:
+    result = train_on_file(run / FILE, tmp_path / "model.safetensors", model="mlp", protocol="label-worth-short")
+    expert = Expert.load(tmp_path / "model.safetensors")
+    dataset = DistilledDataset.load(run / FILE)
+    with torch.no_grad():
+        logits = expert.network.loaded(expert.state)(expert.pixels(dataset.images))
+    assert (logits.argmax(1) == dataset.owners).float().mean() > 0.8
+    assert 0.3 < result["test_accuracy"] <= 1
+    assert result["students"] == 1
+
+
+def test_a_file_cannot_make_limbeck_import_code(run: Path, tmp_path: Path) -> None:
+    dataset = DistilledDataset.load(run / FILE)
+    hostile = DistilledDataset(**{**vars(dataset), "architecture": {"name": "os:getcwd", "options": {}}})
+    hostile.save(tmp_path / "hostile.safetensors")
+    with pytest.raises(OptionError, match="asks to import 'os:getcwd', which is code; if you trust it, say so with --model os:getcwd"):
+        train_on_file(tmp_path / "hostile.safetensors", tmp_path / "model.safetensors")
+
+
+def test_records_are_json_without_nan(run: Path) -> None:
+    json.dumps(load_record(run), allow_nan=False)
