@@ -27,6 +27,7 @@ bench: $(VENV)/.core
 	$(BIN)/python -m benchmarks.cpu
 
 docs: $(VENV)/.docs
+	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict
 
 clean:

@@ -99,7 +99,9 @@ def make_expert() -> dict[str, Any]:
     accuracy = [0.1, 0.33, 0.5, 0.63, 0.69, 0.74, 0.80, 0.86, 0.88, 0.892, 0.897, 0.901]
     entropy = [2.29, 2.16, 1.94, 1.45, 1.08, 0.83, 0.61, 0.46, 0.34, 0.29, 0.26, 0.24]
     quarter = [0.11, 0.35, 0.5, 0.6, 0.655, 0.69, 0.72, 0.738, 0.731, 0.722, 0.717, 0.712]
-    trials = [{"candidate": step, "rung": 0, "fraction": 0.25, "accuracies": [value], "mean": value} for step, value in zip(steps, quarter, strict=True)]
+    trials = [
+        {"candidate": step, "rung": 0, "fraction": 0.25, "accuracies": [value], "mean": value} for step, value in zip(steps, quarter, strict=True)
+    ]
     for step, value in {105: 0.741, 211: 0.758, 422: 0.754, 633: 0.741}.items():
         trials.append({"candidate": step, "rung": 1, "fraction": 0.5, "accuracies": [value], "mean": value})
     for step, value in {211: 0.774, 422: 0.766}.items():
@@ -148,6 +150,6 @@ def run() -> Run:
     return make_run()
 
 
-@pytest.fixture(name="make_run")
+@pytest.fixture(name="make_run", scope="session")
 def _make_run() -> Callable[..., Run]:
     return make_run

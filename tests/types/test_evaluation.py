@@ -65,7 +65,7 @@ LAYOUTS = [
 @pytest.mark.parametrize(("shape", "spreads"), LAYOUTS)
 def test_intervals_cover_the_truth_at_their_nominal_rate(shape: tuple[int, int, int], spreads: tuple[float, float, float, float]) -> None:
     rng = np.random.default_rng(20)
-    draws, experts, students = shape
+    draws, experts, _ = shape
     d, e, de, s = spreads
     covered, replicates = 0, 1500
     for _ in range(replicates):

@@ -153,7 +153,7 @@ HALF = torch.full((2, 2), 0.5)
         ({"kind": "hard", "indices": torch.tensor([[2]])}, r"label indices must lie in 0..1, got 2"),
         ({"kind": "hard", "indices": torch.tensor([[-1]])}, r"label indices must lie in 0..1"),
         ({"kind": "probability", "values": torch.full((2, 3), 0.5)}, r"label values of shape \(2, 3\) do not fit 2 classes"),
-        ({"kind": "probability", "values": HALF, "indices": torch.zeros(2, 1, dtype=torch.uint8)}, "do not fit 2 classes"),
+        ({"kind": "probability", "values": HALF, "indices": torch.zeros(2, 1, dtype=torch.uint8)}, "label values of shape .* do not fit 2 classes"),
         ({"kind": "probability", "values": HALF * torch.nan}, "label values are not finite"),
         ({"kind": "probability", "values": HALF.to(torch.uint8)}, "uint8 label values need a scale for each row"),
         ({"kind": "probability", "values": HALF, "scale": torch.ones(2, 1)}, "uint8 label values need a scale for each row, and no others have one"),

@@ -69,6 +69,8 @@ def successive_halving(
     """
     if isinstance(validation, TestHandle):
         raise OptionError("choosing needs the validation split, got the test handle; the test split only measures")
+    if not candidates:
+        raise OptionError("choosing the expert's snapshot needs at least one candidate, got none; train the expert for at least one step")
     if len(candidates) == 1:
         return Choice(candidates[0], (), 0)
     if len(validation) == 0:

@@ -3,11 +3,12 @@
 Color is never the only carrier: shape, position or a written name says the same. Blue and vermilion stay apart for color-blind readers (Okabe and Ito 2008).
 """
 
+import json
 import math
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ PALETTE = {
     "middle": ("#d1783b", "#d5813f"),
 }
 _INK, _MUTED, _LINE, _PAPER, _BLUE, _VERMILION, _EARLY, _MIDDLE = (light for light, _ in PALETTE.values())
+_PROBABILITIES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+_RUNGS = ((_EARLY, "triangle-up"), (_MIDDLE, "square"), (_VERMILION, "diamond"))
 WIDE, NARROW = 1000, 340
 _FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
 _MOST_CLASSES = 100
@@ -36,12 +39,16 @@ _LEAST_SHOWN = 0.002  # smaller mean probabilities are drawn as nothing: they ar
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart by name: what it shows in words (`alt`), its title when it stands alone, and how to build it for a total width in pixels."""
+    """A chart by name: what it shows in words (`alt`), its title when it stands alone, and how to build it for a total width in pixels.
+
+    Large `data` are named in the chart and joined when it is drawn, because Altair copies and checks every row of data that are part of a chart.
+    """
 
     name: str
     title: str
     alt: str
     build: Callable[[int], Any]
+    data: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def svg(self, width: int, *, titled: bool = False, prefix: str = "") -> str:
         """The chart as SVG text. With `prefix` its ids are renumbered, so that several charts share a page and equal charts are equal bytes."""
@@ -50,7 +57,7 @@ class Figure:
         chart = _styled(self.build(width))
         if titled:
             chart = chart.properties(title=self.title)
-        svg: str = vl_convert.vegalite_to_svg(chart.to_dict())
+        svg: str = vl_convert.vegalite_to_svg({**chart.to_dict(), **({"datasets": self.data} if self.data else {})})
         return _rename_ids(svg, prefix or self.name)
 
     def save(self, folder: Path) -> None:
@@ -67,11 +74,12 @@ def accuracy_figure(rows: Sequence[Row], title: str) -> Figure:
     """Test accuracy of every row as a dot with its 95 % interval; each student is a faint dot, a network trained on real data a dashed line as well."""
     several_models = len({row.model for row in rows if row.repeats}) > 1
     several_protocols = len({row.protocol for row in rows if row.repeats}) > 1
-    entries, students = [], []
+    entries: list[dict[str, Any]] = []
+    students: list[dict[str, Any]] = []
     for place, row in enumerate(rows):
         detail = [row.model] * (several_models and bool(row.repeats)) + [row.protocol] * (several_protocols and bool(row.repeats))
         known = not math.isnan(row.accuracy.low)
-        entry = {
+        entry: dict[str, Any] = {
             "place": place,
             "text": row.accuracy_text,
             "name": row.name,
@@ -84,20 +92,15 @@ def accuracy_figure(rows: Sequence[Row], title: str) -> Figure:
         entries.append(entry)
         if row.repeats and len(row.single) > 1:
             students += [{"place": place, "accuracy": 100 * value, "kind": entry["kind"]} for value in row.single]
-    alt = (
-        "Test accuracy in per cent. "
-        + "; ".join(f"{row.name}{_in_brackets(row, several_models, several_protocols)}: {row.accuracy_text} %" for row in rows)
-        + "."
-    )
+    spoken = (f"{row.name}{_in_brackets(row, several_models, several_protocols)}: {row.accuracy_text} %" for row in rows)
+    alt = f"Test accuracy. {'; '.join(spoken)}."
 
     def build(width: int) -> Any:
         import altair as alt_
 
         wide = width >= 600
-        labels = [{**entry, "label": _wrapped(entry, 34 if wide else 16)} for entry in entries]
-        order = [entry["label"] for entry in labels]
-        by_place = {entry["place"]: entry["label"] for entry in labels}
-        row_height = 16 + 15 * max(label.count("\n") + 1 for label in order)
+        names = [_wrapped(entry, 34 if wide else 16) for entry in entries]
+        row_height = 16 + 15 * max(name.count("\n") + 1 for name in names)
         plot_width = width - (225 if wide else 120) - 80
         values = [entry[key] for entry in entries for key in ("low", "high")] + [student["accuracy"] for student in students]
         span = max(max(values) - min(values), 1.0)
@@ -105,12 +108,11 @@ def accuracy_figure(rows: Sequence[Row], title: str) -> Figure:
         x_axis = alt_.Axis(title="test accuracy after the last epoch (%)", tickCount=8 if wide else 4)
         x_scale = alt_.Scale(domain=domain, zero=False, nice=True)
         y = alt_.Y(
-            "label:N",
-            sort=order,
+            "place:O",
             title=None,
-            scale=alt_.Scale(domain=order, paddingInner=0.2, paddingOuter=0.1),
+            scale=alt_.Scale(domain=list(range(len(rows))), paddingInner=0.2, paddingOuter=0.1),
             axis=alt_.Axis(
-                labelExpr="split(datum.label, '\\n')",
+                labelExpr=f"split({json.dumps(names)}[datum.value], '\\n')",
                 labelLimit=400,
                 labelPadding=8,
                 ticks=False,
@@ -119,13 +121,12 @@ def accuracy_figure(rows: Sequence[Row], title: str) -> Figure:
                 labelBaseline="middle",
             ),
         )
-        color = alt_.Color("kind:N", scale=alt_.Scale(domain=["distilled", "baseline", "network"], range=[_BLUE, _VERMILION, _MUTED]), legend=None)
-        shape = alt_.Shape(
-            "kind:N", scale=alt_.Scale(domain=["distilled", "baseline", "network"], range=["circle", "square", "diamond"]), legend=None
-        )
-        base = alt_.Chart(alt_.Data(values=labels))
-        networks = alt_.Chart(alt_.Data(values=[entry for entry in labels if entry["kind"] == "network"]))
-        dots = alt_.Chart(alt_.Data(values=[{**student, "label": by_place[student["place"]]} for student in students]))
+        kinds = ["distilled", "baseline", "network"]
+        color = alt_.Color("kind:N", scale=alt_.Scale(domain=kinds, range=[_BLUE, _VERMILION, _MUTED]), legend=None)
+        shape = alt_.Shape("kind:N", scale=alt_.Scale(domain=kinds, range=["circle", "square", "diamond"]), legend=None)
+        base = alt_.Chart(alt_.Data(values=entries))
+        networks = alt_.Chart(alt_.Data(values=[entry for entry in entries if entry["kind"] == "network"]))
+        dots = alt_.Chart(alt_.Data(values=students))
         return alt_.layer(
             networks.mark_rule(strokeDash=[3, 4], color=_MUTED, opacity=0.7).encode(x=alt_.X("mean:Q", scale=x_scale, axis=x_axis)),
             dots.mark_point(size=22, filled=True, opacity=0.4, yOffset=9, aria=False).encode(
@@ -136,7 +137,7 @@ def accuracy_figure(rows: Sequence[Row], title: str) -> Figure:
                 x=alt_.X("mean:Q", scale=x_scale), y=y, color=color, shape=shape
             ),
             base.mark_text(align="right", fontSize=12, fontWeight=600, color=_INK).encode(x=alt_.value(plot_width + 78), y=y, text="text:N"),
-        ).properties(width=plot_width, height=row_height * len(order))
+        ).properties(width=plot_width, height=row_height * len(rows))
 
     return Figure("accuracy", f"Students on the test split, 95 % intervals: {title}", alt, build)
 
@@ -151,23 +152,16 @@ def snapshots_figure(expert: Mapping[str, Any], title: str) -> Figure | None:
     fractions = sorted({float(trial["fraction"]) for trial in trials})
     series = {fraction: f"students, {words.percent(fraction, 0)} % of training" for fraction in fractions}
     names = ["expert", *series.values()]
-    colors = (
-        [_BLUE, *[_EARLY, _MIDDLE, _VERMILION][-len(fractions) or 3 :]]
-        if len(fractions) <= 3
-        else [_BLUE, *[_MIDDLE] * (len(fractions) - 1), _VERMILION]
-    )
-    shapes = (
-        ["circle", *["triangle-up", "square", "diamond"][-len(fractions) or 3 :]]
-        if len(fractions) <= 3
-        else ["circle", *["square"] * (len(fractions) - 1), "diamond"]
-    )
+    # the last rung always looks the same; of more than three, the early ones share a style
+    rungs = [_RUNGS[max(0, len(_RUNGS) - len(fractions) + i)] for i in range(len(fractions))]
+    colors, shapes = [_BLUE, *(color for color, _ in rungs)], ["circle", *(shape for _, shape in rungs)]
     accuracy = [{"epoch": epochs[entry["step"]], "accuracy": 100 * entry["accuracy"], "series": "expert"} for entry in snapshots]
     accuracy += [
         {"epoch": epochs[trial["candidate"]], "accuracy": 100 * trial["mean"], "series": series[float(trial["fraction"])]} for trial in trials
     ]
     entropy = [{"epoch": epochs[entry["step"]], "entropy": entry["entropy"]} for entry in snapshots if entry.get("entropy") is not None]
     chosen = expert.get("chosen_step")
-    mark = [{"epoch": epochs[chosen], "text": f"chosen: step {chosen:,}"}] if chosen in epochs else []
+    mark: list[dict[str, Any]] = [{"epoch": epochs[chosen], "text": f"chosen: step {chosen:,}"}] if chosen in epochs else []
     smallest = min((value for value in epochs.values() if value > 0), default=1.0)
     ticks = _epoch_ticks(sorted(epochs.values()))
     last = max(epochs.values())
@@ -176,7 +170,7 @@ def snapshots_figure(expert: Mapping[str, Any], title: str) -> Figure | None:
         import altair as alt_
 
         wide = width >= 600
-        plot_width = width - (90 if wide else 62)
+        plot_width = width - (90 if wide else 84)
         scale = alt_.Scale(type="symlog", constant=smallest, domain=[0, last], nice=False, padding=10)
         expression = " : ".join(f"abs(datum.value - {value!r}) < 1e-9 ? '{label}'" for value, label in ticks) + " : ''"
         lower_axis = alt_.Axis(
@@ -246,10 +240,10 @@ def label_matrix_figure(softness: Softness, classes: Sequence[str], title: str) 
         plot_width = min(width - limit - 30 - (110 if wide else 0), 70 * count if wide else width)
         step = plot_width / count
         names = [_shortened(name, 22 if wide else 10) for name in classes]
-        label = f"{_json(names)}[datum.value]"
+        label = f"{json.dumps(names)}[datum.value]"
         horizontal = step >= 62 and max(map(len, names)) * 6.2 < step
         font = 12 if step >= 16 and wide else 10
-        shared = {
+        shared: dict[str, Any] = {
             "labelExpr": label,
             "labelLimit": limit,
             "labelOverlap": "greedy",
@@ -280,16 +274,16 @@ def label_matrix_figure(softness: Softness, classes: Sequence[str], title: str) 
                 symbolSize=180,
                 symbolFillColor=_BLUE,
                 symbolStrokeColor=_LINE,
-                format=".2~g",
-                values=[float(f"{top * share:.2g}") for share in (0.05, 0.2, 0.5, 1.0)],
+                format=".3~g",
+                values=[value for value in _PROBABILITIES if value <= top][-4:] or [top],
             ),
         )
         diagonal = [{"owner": number, "other": number} for number in range(count)]
         blank = alt_.Chart(alt_.Data(values=diagonal)).mark_rect(fill=_LINE, fillOpacity=0.6, aria=False).encode(x=x, y=y)
-        layers = [blank, alt_.Chart(alt_.Data(values=cells)).mark_rect(fill=_BLUE, aria=False).encode(x=x, y=y, opacity=opacity)]
+        layers = [blank, alt_.Chart(alt_.NamedData(name="cells")).mark_rect(fill=_BLUE, aria=False).encode(x=x, y=y, opacity=opacity)]
         if step >= 34 and count <= 20:
             shown = [
-                {**cell, "text": f"{cell['p']:.2f}".lstrip("0"), "ink": _PAPER if cell["p"] / top > 0.36 else _INK}
+                {**cell, "text": f"{cell['p']:.2f}".lstrip("0"), "ink": _PAPER if cell["p"] / top > 0.42 else _INK}
                 for cell in cells
                 if cell["p"] >= 0.005
             ]
@@ -297,7 +291,7 @@ def label_matrix_figure(softness: Softness, classes: Sequence[str], title: str) 
             layers.append(text.encode(x=x, y=y, text="text:N", color=alt_.Color("ink:N", scale=None)))
         return alt_.layer(*layers).properties(width=plot_width, height=step * count * (0.62 if wide and count <= 20 else 1))
 
-    return Figure("label-matrix", f"Mean soft label of each class: {title}", alt, build)
+    return Figure("label-matrix", f"Mean soft label of each class: {title}", alt, build, {"cells": cells})
 
 
 def entropy_figure(softness: Softness, classes: int, title: str) -> Figure:
@@ -308,7 +302,8 @@ def entropy_figure(softness: Softness, classes: int, title: str) -> Figure:
         heights[min(int(value / limit * bins), bins - 1)] += 1
     bars = [{"from": limit * i / bins, "to": limit * (i + 1) / bins, "images": height} for i, height in enumerate(heights) if height]
     mean = float(softness.entropy.double().mean())
-    alt = f"Histogram of label entropy over {words.count(len(softness.entropy), 'image')}: mean {mean:.2f} nats, where 0 is a hard label and {limit:.2f} a uniform one."
+    counted = words.count(len(softness.entropy), "image")
+    alt = f"Histogram of label entropy over {counted}: mean {mean:.2f} nats, where 0 is a hard label and {limit:.2f} a uniform one."
 
     def build(width: int) -> Any:
         import altair as alt_
@@ -326,7 +321,9 @@ def entropy_figure(softness: Softness, classes: int, title: str) -> Figure:
         right = mean < 0.7 * limit
         return alt_.layer(
             base.mark_bar(color=_BLUE, binSpacing=1).encode(
-                x=alt_.X("from:Q", scale=scale, axis=axis, bin="binned"), x2="to:Q", y=alt_.Y("images:Q", axis=counts, scale=alt_.Scale(domain=[0, 1.06 * max(heights)], nice=False))
+                x=alt_.X("from:Q", scale=scale, axis=axis, bin="binned"),
+                x2="to:Q",
+                y=alt_.Y("images:Q", axis=counts, scale=alt_.Scale(domain=[0, 1.06 * max(heights)], nice=False)),
             ),
             note.mark_rule(color=_INK, strokeDash=[4, 3], strokeWidth=1.2).encode(x=alt_.X("mean:Q", scale=scale)),
             note.mark_text(
@@ -338,7 +335,7 @@ def entropy_figure(softness: Softness, classes: int, title: str) -> Figure:
 
 
 def _styled(chart: Any) -> Any:
-    axis = {
+    axis: dict[str, Any] = {
         "gridColor": _LINE,
         "domainColor": _MUTED,
         "tickColor": _MUTED,
@@ -377,12 +374,6 @@ def _wrapped(entry: Mapping[str, Any], width: int) -> str:
 
 def _shortened(name: str, width: int) -> str:
     return name if len(name) <= width else name[: width - 1] + "…"
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value)
 
 
 def _in_brackets(row: Row, model: bool, protocol: bool) -> str:

@@ -31,7 +31,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Picture:
-    """One image: its position in the set, its class, a data URI, and the largest entries of its label (`rest` is what all others sum to)."""
+    """One image: its position in the set, its class, a data URI, and the largest entries of its label.
+
+    `rest` is what all other entries sum to, None where a sum means nothing.
+    """
 
     index: int
     owner: int
@@ -41,8 +44,10 @@ class Picture:
 
     def top(self, most: int) -> "Picture":
         """The same with fewer entries of the label: the others are added to the rest."""
+        if len(self.bars) <= most:
+            return self
         left_out = sum(bar.value for bar in self.bars[most:])
-        return self if len(self.bars) <= most else replace(self, bars=self.bars[:most], rest=None if self.rest is None and not left_out else (self.rest or 0.0) + left_out)
+        return replace(self, bars=self.bars[:most], rest=None if self.rest is None else self.rest + left_out)
 
     @property
     def spoken(self) -> str:
@@ -147,7 +152,9 @@ def _part(dataset: DistilledDataset, rows: torch.Tensor) -> DistilledDataset:
     return replace(dataset, images=dataset.images[rows], owners=dataset.owners[rows], labels=dataset.labels.select(rows))
 
 
-def _bars(label: torch.Tensor, owner: int, classes: Sequence[str], longest: float, hard: bool, any_sign: bool) -> tuple[tuple[Bar, ...], float | None]:
+def _bars(
+    label: torch.Tensor, owner: int, classes: Sequence[str], longest: float, hard: bool, any_sign: bool
+) -> tuple[tuple[Bar, ...], float | None]:
     if hard:
         return (Bar(owner, classes[owner], 1.0, 1.0, True),), None
     values, numbers = torch.sort(label.double(), descending=True, stable=True)
@@ -157,7 +164,7 @@ def _bars(label: torch.Tensor, owner: int, classes: Sequence[str], longest: floa
         for value, number in zip(values[:kept].tolist(), numbers[:kept].tolist(), strict=True)
         if any_sign or value > 0
     )
-    return bars, None if any_sign or kept == len(values) else round(float(values[kept:].sum()), 4)
+    return bars, None if any_sign else round(float(values[kept:].sum()), 4)
 
 
 def _encode(pictures: Sequence[Any]) -> tuple[list[str], bool]:

@@ -55,26 +55,30 @@ def render(record: Mapping[str, Any], dataset: DistilledDataset | None) -> tuple
     }
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
     gallery = None if dataset is None else make_gallery(dataset)
-    html = _environment().get_template("page.html.j2").render(
-        title=title,
-        record=record,
-        rows=rows,
-        gains=found,
-        summary=summarize(record, rows, found),
-        protocols=[(label, protocol_note(label)) for label in dict.fromkeys(row.protocol for row in rows if row.repeats)],
-        charts={name: _chart(figure) for name, figure in drawn.items()},
-        expert=expert,
-        gallery=gallery,
-        examples=[] if gallery is None else [(group, picture.top(_EXAMPLE_ENTRIES)) for group, picture in gallery.examples(_EXAMPLES)],
-        labels_data=[] if gallery is None else _labels_data(gallery),
-        softness=soft,
-        shared=_shared(soft, dataset),
-        classes=() if dataset is None else dataset.classes,
-        label_kind=None if dataset is None else dataset.labels.kind,
-        facts=_facts(record),
-        details=_details(record),
-        palette=PALETTE,
-        version=limbeck.__version__,
+    html = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=title,
+            record=record,
+            rows=rows,
+            gains=found,
+            summary=summarize(record, rows, found),
+            protocols=[(label, protocol_note(label)) for label in dict.fromkeys(row.protocol for row in rows if row.repeats)],
+            charts={name: _chart(figure) for name, figure in drawn.items()},
+            expert=expert,
+            gallery=gallery,
+            examples=[] if gallery is None else [(group, picture.top(_EXAMPLE_ENTRIES)) for group, picture in gallery.examples(_EXAMPLES)],
+            labels_data=[] if gallery is None else _labels_data(gallery),
+            softness=soft,
+            shared=_shared(soft, dataset),
+            classes=() if dataset is None else dataset.classes,
+            label_kind=None if dataset is None else dataset.labels.kind,
+            facts=_facts(record),
+            details=_details(record),
+            palette=PALETTE,
+            version=limbeck.__version__,
+        )
     )
     return html, list(drawn.values())
 
@@ -106,7 +110,7 @@ def _labels_data(gallery: Gallery) -> list[dict[str, Any]]:
     shown = []
     for picture in gallery.pictures:
         bars = [[bar.name, _bar_text(bar.value), bar.length, int(bar.own), int(bar.value < 0)] for bar in picture.bars]
-        shown.append({"bars": bars, "rest": None if picture.rest is None else _bar_text(picture.rest)})
+        shown.append({"bars": bars, "rest": _bar_text(picture.rest) if picture.rest else None})
     return shown
 
 
@@ -123,8 +127,12 @@ def _shared(soft: Softness | None, dataset: DistilledDataset | None) -> list[tup
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The short part of the provenance, as far as the record has it."""
     source = record["source"]
-    split = [words.count(source[key], f"{name} image") for key, name in (("train", "training"), ("validation", "validation"), ("test", "test")) if source.get(key)]
-    times = [f"{name} {words.duration(value)}" for name, value in (record.get("seconds") or {}).items() if value is not None]
+    split = [
+        words.count(source[key], f"{name} image")
+        for key, name in (("train", "training"), ("validation", "validation"), ("test", "test"))
+        if source.get(key)
+    ]
+    times = [f"{name} {words.duration(float(value))}" for name, value in (record.get("seconds") or {}).items() if value is not None]
     facts = [
         ("Source", f"{source.get('name', '')}: {words.listing(split)}" if split else str(source.get("name", ""))),
         ("Method", str(record["method"])),
@@ -141,7 +149,9 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _details(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The long part: titles and plain values to print as JSON."""
     recipes = {
-        f"{entry.get('name')} · {entry.get('model')} · {entry.get('protocol')}": {key: entry.get(key) for key in ("recipe", "plan", "seed", "sets", "test_digest")}
+        f"{entry.get('name')} · {entry.get('model')} · {entry.get('protocol')}": {
+            key: entry.get(key) for key in ("recipe", "plan", "seed", "sets", "test_digest")
+        }
         for entry in record.get("evaluations") or ()
     }
     expert = record.get("expert") or {}
@@ -163,5 +173,3 @@ def _tight(text: str) -> str:
 
 def _pretty(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str)
-
-

@@ -35,7 +35,7 @@ def summarize(record: Mapping[str, Any], rows: Sequence[Row], found: Sequence[Ga
     own_gains = [gain for gain in found if main and (gain.over.protocol, gain.over.model) == (main.protocol, main.model)]
     sentences = [_what(record), _cost(record)]
     if main is None:
-        sentences.append("This set has not been evaluated, so nothing is known about the students that it makes; `limbeck evaluate` measures them.")
+        sentences.append("This set has not been evaluated, so nothing is known about the students that it makes; “limbeck evaluate” measures them.")
     else:
         sentences += [_accuracy(main), *_baselines(beside, own_gains), *_others(main, rows)]
     sentences += [*_experts(rows), *_diverged(rows)]
@@ -53,12 +53,16 @@ def _tiles(record: Mapping[str, Any], main: Row | None, own_gains: Sequence[Gain
     number, _, unit = words.size(total).rpartition(" ")
     tiles = []
     if main is not None:
-        tiles.append(Tile("Test accuracy of its students", main.accuracy_text, "%", f"{main.model}, protocol {main.protocol}, {main.repeats_text}; {_interval_words(main.accuracy)}"))
+        trained = f"{main.model}, protocol {main.protocol}, {main.repeats_text}; {_interval_words(main.accuracy)}"
+        tiles.append(Tile("Test accuracy of its students", main.accuracy_text, "%", trained))
     hard = next((gain for gain in own_gains if gain.over.role == "random-hard"), None)
     if hard is not None:
-        tiles.append(Tile("Gain over hard labels", hard.text, "points", f"paired with “{hard.over.name}”; {_interval_words(hard.difference)}"))
-    tiles.append(Tile("Images", f"{sum(counts):,}", "", words.per_class(counts) + f", {words.count(len(counts), 'class', 'classes')}"))
-    tiles.append(Tile("Size", number, unit, f"{words.times_smaller(full, total)} smaller than the full data" if full else "images, labels and decoder"))
+        labels_alone = record["method"] == "random-real" and record["label_rule"].get("kind") == "soft"
+        name = "Gain over hard labels" if labels_alone else "Gain over random real images"
+        tiles.append(Tile(name, hard.text, "points", f"paired with “{hard.over.name}”; {_interval_words(hard.difference)}"))
+    tiles.append(Tile("Images", f"{sum(counts):,}", "", f"{words.per_class(counts)}, {words.count(len(counts), 'class', 'classes')}"))
+    against = f"{words.times_smaller(full, total)} smaller than the full data" if full else "images, labels and decoder"
+    tiles.append(Tile("Size", number, unit, against))
     return tiles
 
 
@@ -73,7 +77,7 @@ def _what(record: Mapping[str, Any]) -> str:
 
 def _cost(record: Mapping[str, Any]) -> str:
     parts, full = record["bytes"], record.get("full_data_bytes")
-    shown = words.listing(f"{words.size(parts[key])} of {name}" for key, name in (("images", "images"), ("labels", "labels"), ("decoder", "decoder")) if parts.get(key))
+    shown = words.listing(f"{words.size(parts[key])} of {key}" for key in ("images", "labels", "decoder") if parts.get(key))
     text = f"The set takes {words.size(parts['total'])} ({shown})"
     return text + (f"; the full data take {words.size(full)}, {words.times_smaller(full, parts['total'])} as much." if full else ".")
 
@@ -89,10 +93,11 @@ def _accuracy(main: Row) -> str:
 
 
 def _baselines(beside: Sequence[Row], own_gains: Sequence[Gain]) -> list[str]:
-    sentences = []
+    sentences: list[str] = []
     for row in beside:
-        gain = next((gain for gain in own_gains if gain.over == row), None)
-        start = f"{'In the same way' if sentences else 'Beside it, trained and measured in the same way'}, “{row.name}” reaches {row.accuracy_text} % ({row.repeats_text})"
+        gain = next((gain for gain in own_gains if (gain.over.name, gain.over.role) == (row.name, row.role)), None)
+        opening = "In the same way" if sentences else "Beside it, trained and measured in the same way"
+        start = f"{opening}, “{row.name}” reaches {row.accuracy_text} % ({row.repeats_text})"
         if gain is None:
             sentences.append(f"{start}; the difference is not paired, because seeds, draws, experts or students differ.")
         else:

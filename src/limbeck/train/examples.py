@@ -47,7 +47,7 @@ class Examples:
             targets = torch.nn.functional.one_hot(targets, self.classes).float()
         return images, targets
 
-    def batches(self, order: Iterable[Int[Tensor, " B"]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Iterable[Int[Tensor, "_"]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `order` in turn. While one is in use the next is decoded, when the images lie on disk: at most two batches are in memory."""
         if self.table.resident:
             yield from (self.batch(indices, device) for indices in order)

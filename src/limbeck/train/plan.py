@@ -34,7 +34,7 @@ def plan_for(network: Network, images: int, *, device: str = "auto", threads: in
         raise OptionError("device 'cuda' was asked for, but this machine has no usable GPU; use --device cpu")
     if kind != "cpu":
         return ExecutionPlan(device=device, chunk=0, threads=threads or 1, reason=f"{kind} device: whole batches")
-    cores = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+    cores = threads or torch.get_num_threads()
     chunk = 0 if network.has_batch_statistics else max(16, min(1024, int(_CHUNK_OPERATIONS / max(network.flops(), 1))))
     work = 3 * network.flops() * images
     if work < _COMPILE_PAYS_ABOVE:

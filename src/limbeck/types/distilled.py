@@ -52,6 +52,10 @@ class DistilledDataset:
             raise FileFormatError(f"images must be uint8 or float32, got {self.images.dtype}; use an intact file")
         if self.images.dtype == torch.float32 and not bool(torch.isfinite(self.images).all()):
             raise FileFormatError("images hold values that are not finite; use an intact file")
+        if self.owners.ndim != 1 or self.owners.is_floating_point():
+            raise FileFormatError(
+                f"owner classes must be whole numbers [N], got {self.owners.dtype} of shape {tuple(self.owners.shape)}; use an intact file"
+            )
         if len(self.owners) != count or len(self.labels) != count:
             raise FileFormatError(f"{count} images but {len(self.owners)} owners and {len(self.labels)} labels; use an intact file")
         if self.labels.classes != len(self.classes):

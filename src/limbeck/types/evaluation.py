@@ -31,7 +31,7 @@ def t_interval(values: np.ndarray, covers: str, level: float = 0.95) -> Interval
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return Interval(mean, float("nan"), float("nan"), "nothing repeated", n)
-    half = _t(level, n - 1) * float(values.std(ddof=1)) / np.sqrt(n)
+    half = _t(level, float(n - 1)) * float(values.std(ddof=1)) / np.sqrt(n)
     return Interval(mean, float(mean - half), float(mean + half), covers, n)
 
 

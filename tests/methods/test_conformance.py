@@ -1,0 +1,121 @@
+"""What every method must pass, bought by its one line in the table."""
+
+import random
+import re
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from tests.small import PLAN, Oracle, gaussians, network, problem
+
+from limbeck.labels.rules import LabelRule
+from limbeck.methods import METHODS
+from limbeck.methods.driver import Method, run_method
+from limbeck.methods.problem import Problem
+from limbeck.progress import Reporter
+from limbeck.streams import Streams
+from limbeck.train.examples import Examples
+from limbeck.train.students import score, train_student
+from limbeck.types.distilled import DistilledDataset
+
+TRAIN = gaussians((30, 30))
+RULES = {"hard": LabelRule(kind="hard"), "soft": LabelRule(), "top-1 uint8": LabelRule(top_k=1, precision="uint8", renormalize=False)}
+pytestmark = pytest.mark.parametrize("name", METHODS)
+
+
+def method(name: str) -> Method:
+    made: Method = METHODS[name](METHODS[name].Options())
+    return made
+
+
+def task(seed: int = 0, rule: str = "soft", counts: tuple[int, ...] = (3, 3), train=TRAIN) -> Problem:  # type: ignore[no-untyped-def]
+    logits = 3 * torch.nn.functional.one_hot(torch.from_numpy(train.labels.copy()), len(counts)).float()
+    return problem(train, counts, rule=RULES[rule], expert=Oracle(train, logits), streams=Streams(seed)["method"])
+
+
+def test_it_is_a_method_with_options_that_refuse_unknown_keys(name: str) -> None:
+    assert isinstance(method(name), Method)
+    assert METHODS[name].Options.model_config["extra"] == "forbid"
+    assert METHODS[name].Options.model_config["frozen"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_its_output_fits_the_problem_and_teaches(name: str, rule: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    given = task(rule=rule)
+    made = run_method(method(name), given)
+    assert np.bincount(made.owners.numpy(), minlength=2).tolist() == [3, 3]
+    assert (made.shape, made.classes, made.recipe) == (TRAIN.shape, TRAIN.classes, given.recipe)
+    assert made.pixels.header() == given.pixels.header()
+    assert made.bytes["labels"] <= 6 * given.rule.bytes_per_image(2)
+    made.save(tmp_path / "set.safetensors")
+    assert DistilledDataset.load(tmp_path / "set.safetensors").digest == made.digest
+    net, examples = network("softmax"), Examples.of_distilled(made)
+    student = train_student(net, examples, given.recipe, Streams(0), PLAN)
+    assert score(net, student, gaussians(200, seed=5), examples, PLAN).accuracy > 0.8
+
+
+def test_the_same_seed_gives_the_same_digest_and_another_does_not(name: str) -> None:
+    first, again, other = (run_method(method(name), task(seed)).digest for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_it_moves_no_global_random_state(name: str) -> None:
+    def states() -> tuple[object, ...]:
+        return random.getstate(), str(np.random.get_state()), torch.get_rng_state().numpy().tobytes()
+
+    before = states()
+    run_method(method(name), task())
+    assert states() == before
+
+
+def test_it_leaves_the_problem_as_it_was(name: str) -> None:
+    given = task()
+    before = TRAIN.images.clone(), given.train.digest
+    run_method(method(name), given)
+    assert torch.equal(TRAIN.images, before[0])
+    assert given.train.digest == before[1]
+
+
+def test_one_image_of_each_class_survives_a_class_with_a_single_example(name: str) -> None:
+    made = run_method(method(name), task(counts=(1, 1, 1), train=gaussians((9, 1, 9))))
+    assert sorted(made.owners.tolist()) == [0, 1, 2]
+
+
+def test_stopping_at_half_and_going_on_is_the_straight_run(name: str) -> None:
+    given, whole = task(), run_method(method(name), task())
+    one, other = method(name), method(name)
+    state, total = one.init(given), one.total_steps(given)
+    for _ in range(total // 2):
+        state = one.step(given, state)
+    for _ in range(total - total // 2):
+        state = other.step(given, state)
+    assert other.finish(given, state).digest == whole.digest
+
+
+def test_it_reports_as_many_steps_as_it_takes(name: str) -> None:
+    totals: list[int] = []
+    ticks: list[int] = []
+
+    class Recording(Reporter):
+        def task(self, description: str, total: int):  # type: ignore[no-untyped-def]
+            from contextlib import contextmanager
+
+            @contextmanager
+            def bar():  # type: ignore[no-untyped-def]
+                totals.append(total)
+                yield ticks.append
+
+            return bar()
+
+    run_method(method(name), task(), Recording())
+    assert sum(ticks) == sum(totals) == method(name).total_steps(task())
+
+
+def test_its_documentation_cites_its_source_and_states_its_cost(name: str) -> None:
+    kind: Callable[..., object] = METHODS[name]
+    text = f"{sys.modules[kind.__module__].__doc__} {kind.__doc__}"
+    assert re.search(r"(19|20)\d\d", text)
+    assert re.search(r"arXiv \d{4}\.\d{4,5}", text)
+    assert "Cost" in text
