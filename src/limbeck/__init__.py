@@ -14,7 +14,7 @@ _EXPORTS = {
     "distill": "limbeck.study.distill:distill",
     "evaluate_file": "limbeck.study.judge:evaluate_file",
     "train_on_file": "limbeck.study.judge:train_on_file",
-    "write_report": "limbeck.report.html:write_report",
+    "write_report": "limbeck.report.page:write_report",
     "open_source": "limbeck.data.opening:open_source",
     "Splits": "limbeck.data.splits:Splits",
     "DistilledDataset": "limbeck.types.distilled:DistilledDataset",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from limbeck.errors import OptionError, nearest
-from limbeck.study.options import DistillOptions, EvaluationOptions
+from limbeck.study.options import DistillOptions, EvaluateOptions
 
 if TYPE_CHECKING:
     from limbeck.progress import Reporter
@@ -31,7 +31,7 @@ def _print_json(value: Any) -> None:
 
 def demo(*, out: Out = None, json: Json = False) -> None:
     """Distill handwritten digits end to end in under a minute: expert, chosen labels, file, evaluation, report."""
-    options = DistillOptions(ipc="1", model="convnet-d2-w64", expert_epochs=10, students=5, draws=2)
+    options = DistillOptions(ipc="1", model="convnet-d2-w64", expert_epochs=10, students=2, draws=5)
     _distill("digits", options, out or Path("runs/demo"), json)
 
 
@@ -51,7 +51,7 @@ def distill(
 
 def _distill(source: str, options: DistillOptions, out: Path, json: bool) -> None:
     from limbeck.cli.console import STDOUT, bytes_words, print_evaluations
-    from limbeck.report.html import write_report
+    from limbeck.report.page import write_report
     from limbeck.study.distill import FILE, distill
 
     command = " ".join(["limbeck", *(shlex.quote(part) for part in sys.argv[1:])])
@@ -78,7 +78,7 @@ def evaluate(
     source: Annotated[str | None, Parameter(help="evaluate on this source instead of the file's own")] = None,
     model: Annotated[str | None, Parameter(help="architecture of the students; default: the file's own")] = None,
     labels: Annotated[Literal["stored", "hard"], Parameter(help="use the stored labels, or the class of each image alone")] = "stored",
-    options: Annotated[EvaluationOptions, Flat] = EvaluationOptions(),  # noqa: B008 (frozen)
+    options: Annotated[EvaluateOptions, Flat] = EvaluateOptions(),  # noqa: B008 (frozen)
     seed: int = 0,
     out: Out = None,
     json: Json = False,
@@ -87,7 +87,9 @@ def evaluate(
     from limbeck.cli.console import STDOUT, print_evaluations
     from limbeck.study.judge import evaluate_file, write_record
 
-    record = evaluate_file(file, options, source=source, model=model, labels=labels, seed=seed, reporter=_reporter())
+    record = evaluate_file(
+        file, options, source=source, source_options=options if source else None, model=model, labels=labels, seed=seed, reporter=_reporter()
+    )
     target = out or file.parent / f"{file.stem}-{options.protocol}{'-hard' if labels == 'hard' else ''}.json"
     write_record(target, record)
     if json:
@@ -112,10 +114,12 @@ def compare(
     found = []
     for i, (first_name, first) in enumerate(rows):
         for second_name, second in rows[i + 1 :]:
-            if len(results) == 1 and first["model"] != second["model"]:
+            if first["model"] != second["model"]:
                 continue
             difference = compare_rows(first, second)
             found.append({"first": first_name, "second": second_name, "model": first["model"], "protocol": first["protocol"], **vars(difference)})
+    if not found:
+        raise OptionError(f"nothing to compare: {len(rows)} result(s) and no two of the same model; give two run folders evaluated alike")
     if json:
         return _print_json(found)
     body = [
@@ -163,7 +167,7 @@ def train(
 def report(run: Annotated[Path, Parameter(help="a run folder")], /, *, out: Out = None) -> None:
     """Write the HTML report and its figures again from a run folder."""
     from limbeck.cli.console import STDOUT
-    from limbeck.report.html import write_report
+    from limbeck.report.page import write_report
     from limbeck.study.distill import FILE
     from limbeck.study.judge import load_record
     from limbeck.types.distilled import DistilledDataset

@@ -97,7 +97,9 @@ def _folder_kind(path: Path) -> str:
         return "cifar10"
     if {"train.bin", "test.bin"} <= names or ({"train", "test", "meta"} <= names and (path / "train").is_file()):
         return "cifar100"
-    if any(name.lower().endswith(".parquet") for name in names) or any((path / "data").glob("*.parquet")):
+    # a distilled set written as a folder keeps its labels in labels.parquet beside the class folders
+    tables = {name for name in names if name.lower().endswith(".parquet")}
+    if tables - {"labels.parquet"} or (tables and not any(path.glob("*/*.png"))) or any((path / "data").glob("*.parquet")):
         return "parquet"
     return "folder"
 

@@ -398,7 +398,7 @@ def _snapshot_words(
 ) -> str:
     first, last = snapshots[0], snapshots[-1]
     text = (
-        f"Validation accuracy of the expert rises from {words.percent(first['accuracy'])} % at epoch {first['epoch']:g} "
+        f"Validation accuracy of the expert goes from {words.percent(first['accuracy'])} % at epoch {first['epoch']:g} "
         f"to {words.percent(last['accuracy'])} % at epoch {last['epoch']:g}"
     )
     if first.get("entropy") is not None and last.get("entropy") is not None:

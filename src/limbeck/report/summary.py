@@ -114,8 +114,8 @@ def _others(main: Row, rows: Sequence[Row]) -> list[str]:
 
 def _experts(rows: Sequence[Row]) -> list[str]:
     networks = [row for row in rows if row.repeats is None]
-    shown = words.listing(f"{row.name}, {row.accuracy_text} %" for row in networks)
-    return [f"Networks trained on the full training split, for reference (one network each, no interval): {shown}."] if networks else []
+    shown = words.listing(f"{row.name}, {row.accuracy_text} % ({row.repeats_text})" for row in networks)
+    return [f"Networks trained on the full training split, for reference and not repeated, so without intervals: {shown}."] if networks else []
 
 
 def _diverged(rows: Sequence[Row]) -> list[str]:

@@ -19,7 +19,7 @@ class Row:
     """One accuracy on the test split with what a reader needs to judge it.
 
     `role` is "distilled", "random-soft", "random-hard" or another role of the record; "expert" and "full data" for the networks trained on real data,
-    which have no students, bytes or worst class. Accuracies are fractions. `single` holds every student's accuracy.
+    which have no students, bytes or worst class: `networks` of them label together. Accuracies are fractions. `single` holds every student's accuracy.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Row:
     bytes: Mapping[str, int] | None
     diverged: int
     test_images: int | None
+    networks: int = 1
 
     @property
     def accuracy_text(self) -> str:
@@ -48,7 +49,7 @@ class Row:
     @property
     def repeats_text(self) -> str:
         """What was trained: ``5 students``, ``3 image draws × 1 expert × 5 students = 15``, ``1 network``."""
-        return "1 network" if self.repeats is None else words.repeats(*self.repeats)
+        return words.count(self.networks, "network") if self.repeats is None else words.repeats(*self.repeats)
 
     @property
     def covers_text(self) -> str:
@@ -165,6 +166,7 @@ def _expert_rows(record: Mapping[str, Any]) -> list[Row]:
             bytes=None,
             diverged=0,
             test_images=source.get("test"),
+            networks=expert.get("count") or 1,
         )
         for name, role, accuracy in wanted
     ]

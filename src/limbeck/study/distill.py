@@ -69,7 +69,7 @@ def distill(
         setting.splits.train, rule, setting.pixels, ipc=options.ipc, total_bytes=parse_bytes(options.bytes) if options.bytes else None
     )
     network = setting.network(options.model)
-    student_plan = _student_plan(network, protocol.recipe, sum(counts), options)
+    plan = student_plan(network, protocol.recipe, sum(counts), options)
     problem = Problem(
         train=setting.splits.train,
         validation=setting.splits.validation,
@@ -79,8 +79,8 @@ def distill(
         rule=rule,
         recipe=protocol.recipe,
         streams=Streams(options.seed),
-        plan=student_plan,
-        provenance=_provenance(source, setting, options, student_plan),
+        plan=plan,
+        provenance=_provenance(source, setting, options, plan),
     )
 
     lap = time.monotonic()
@@ -105,17 +105,17 @@ def distill(
         "protocol": protocol.model_dump(mode="json"),
         "evaluations": [],
         "expert": _expert_record(experts, options),
-        "plan": student_plan.model_dump(),
+        "plan": plan.model_dump(),
         "provenance": {key: value for key, value in dataset.provenance.items() if key != "indices"},
-        "machine": f"{student_plan.threads} threads, {platform.machine()}, torch {torch.__version__}",
+        "machine": f"{plan.threads} threads, {platform.machine()}, torch {torch.__version__}",
         "versions": {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     if options.evaluate:
         lap = time.monotonic()
         kinds = {"distilled": sets, **(_baselines(problem, experts, options, reporter) if options.baselines else {})}
-        record["evaluations"] = evaluate_kinds(kinds, setting, options.model, protocol, options, options.seed, cache, reporter, plan=student_plan)
+        record["evaluations"] = evaluate_kinds(kinds, setting, options.model, protocol, options, options.seed, cache, reporter, plan=plan)
         if experts.labelers:
-            record["expert"] |= _expert_test(experts, setting, student_plan)
+            record["expert"] |= _expert_test(experts, setting, plan)
         seconds["evaluate"] = time.monotonic() - lap
     record["seconds"] = {**{key: round(value, 1) for key, value in seconds.items()}, "total": round(time.monotonic() - started, 1)}
     store.write_json(out / RECORD, record)
@@ -137,7 +137,7 @@ def evaluate_kinds(
     rows = []
     for name in (model, *options.cross):
         network = setting.network(name)
-        used = plan if name == model and plan is not None else _student_plan(network, protocol.recipe, len(next(iter(kinds.values()))[0][0]), options)
+        used = plan if name == model and plan is not None else student_plan(network, protocol.recipe, len(next(iter(kinds.values()))[0][0]), options)
         for role, sets in kinds.items():
             recipe = None
             if options.tune_lr:
@@ -175,7 +175,8 @@ def protocol_for(name: str, source: str) -> Protocol:
     protocol = get_protocol(name)
     if not protocol.recipe.augment.startswith(DSA_ALL):
         return protocol
-    augment = protocol.recipe.augment.replace(DSA_ALL, f"dsa:{dsa_strategy_for(source)}", 1)
+    kind = source if source.startswith("composed:") else source.partition(":")[0]
+    augment = protocol.recipe.augment.replace(DSA_ALL, f"dsa:{dsa_strategy_for(kind)}", 1)
     return protocol.model_copy(update={"recipe": protocol.recipe.with_(augment=augment)})
 
 
@@ -197,10 +198,11 @@ def _rule(options: DistillOptions) -> LabelRule:
     )
 
 
-def _student_plan(network: Network, recipe: Recipe, images: int, options: EvaluationOptions) -> ExecutionPlan:
+def student_plan(network: Network, recipe: Recipe, images: int, options: EvaluationOptions) -> ExecutionPlan:
+    """The plan for a job's students: by the length of one student, and some twenty of them (three kinds of set, and choosing the snapshot). It does not
+    depend on how many are asked for, so the students of a larger evaluation include those of a smaller one."""
     each = recipe.total_steps(images) * min(recipe.batch_size, images)
-    # students of three kinds of set, and about as many again while choosing the snapshot
-    return plan_for(network, each * options.students * 4, device=options.device, threads=options.threads)
+    return plan_for(network, 20 * each, batch=min(recipe.batch_size, images), device=options.device, threads=options.threads)
 
 
 def _provenance(source: str, setting: Setting, options: DistillOptions, plan: ExecutionPlan) -> dict[str, Any]:
@@ -230,7 +232,8 @@ def _experts(problem: Problem, setting: Setting, options: DistillOptions, cache:
     if options.expert_file is not None:
         return Experts((load_expert(options.expert_file, problem.network, setting.pixels),), chosen_by="given file")
     recipe = EXPERT_RECIPE.with_(epochs=options.expert_epochs, lr=options.expert_lr)
-    plan = plan_for(problem.network, recipe.total_steps(len(problem.train)) * recipe.batch_size, device=options.device, threads=options.threads)
+    images = recipe.total_steps(len(problem.train)) * recipe.batch_size
+    plan = plan_for(problem.network, images, batch=recipe.batch_size, device=options.device, threads=options.threads)
     trajectories = tuple(
         train_expert(
             problem.network,

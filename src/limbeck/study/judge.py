@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,6 @@ from limbeck.cache import Cache
 from limbeck.data.splits import TestHandle
 from limbeck.errors import FileFormatError, LimbeckError, OptionError
 from limbeck.evaluate.evaluate import evaluate_labeler
-from limbeck.evaluate.protocols import get_protocol
 from limbeck.experts.expert import Expert, Labeler, labeler_of
 from limbeck.experts.trajectory import find_trajectory
 from limbeck.labels.rules import LabelRule
@@ -23,8 +23,8 @@ from limbeck.models import parse_model
 from limbeck.models.spec import ModelSpec
 from limbeck.progress import SILENT, Reporter
 from limbeck.streams import Streams
-from limbeck.study.distill import RECORD, evaluate_kinds, protocol_for, random_baselines
-from limbeck.study.options import EvaluationOptions, SourceOptions
+from limbeck.study.distill import RECORD, evaluate_kinds, protocol_for, random_baselines, student_plan
+from limbeck.study.options import EvaluationOptions, OpenOptions
 from limbeck.study.setting import Setting
 from limbeck.train.examples import Examples
 from limbeck.train.network import Network
@@ -39,7 +39,7 @@ def evaluate_file(
     options: EvaluationOptions,
     *,
     source: str | None = None,
-    source_options: SourceOptions | None = None,
+    source_options: OpenOptions | None = None,
     model: str | None = None,
     labels: Literal["stored", "hard"] = "stored",
     seed: int = 0,
@@ -58,8 +58,7 @@ def evaluate_file(
     model = model or _architecture_of(dataset)
     protocol = protocol_for(options.protocol, setting.spec)
     network = setting.network(model)
-    each = protocol.recipe.total_steps(len(dataset)) * min(protocol.recipe.batch_size, len(dataset))
-    plan = plan_for(network, each * options.students * 3, device=options.device, threads=options.threads)
+    plan = student_plan(network, protocol.recipe, len(dataset), options)
     kinds = {"distilled": [[dataset]]}
     if options.baselines:
         counts = tuple(np.bincount(dataset.owners.numpy(), minlength=len(dataset.classes)).tolist())
@@ -114,6 +113,9 @@ def compare_rows(first: dict[str, Any], second: dict[str, Any]) -> Interval:
         if first[key] != second[key]:
             raise OptionError(f"the two results differ in {words} ({first[key]} and {second[key]}), so they are not paired; evaluate both alike")
     a, b = Evaluation.from_dict(first), Evaluation.from_dict(second)
+    if 1 in (a.accuracy.shape[1], b.accuracy.shape[1]):  # hard labels need no expert: one column stands for all
+        experts = max(a.accuracy.shape[1], b.accuracy.shape[1])
+        a, b = (replace(each, accuracy=np.repeat(each.accuracy, experts // each.accuracy.shape[1], axis=1)) for each in (a, b))
     if a.accuracy.shape != b.accuracy.shape:
         raise OptionError(
             f"the two results have {_shape_words(a.accuracy)} and {_shape_words(b.accuracy)}, so they are not paired; evaluate both with the same numbers"
@@ -140,11 +142,11 @@ def train_on_file(
     dataset = DistilledDataset.load(file)
     name = model or _architecture_of(dataset)
     network = Network(parse_model(name), dataset.shape, len(dataset.classes))
-    recipe = get_protocol(protocol).recipe if protocol else dataset.recipe
+    recipe = protocol_for(protocol, source or str(dataset.provenance.get("source", ""))).recipe if protocol else dataset.recipe
     if protocol is None and dataset.step_size is not None:
         recipe = recipe.with_(lr=dataset.step_size)
     images = recipe.total_steps(len(dataset)) * min(recipe.batch_size, len(dataset))
-    plan = plan_for(network, images, device=device, threads=threads)
+    plan = plan_for(network, images, batch=min(recipe.batch_size, len(dataset)), device=device, threads=threads)
     with reporter.task(f"training {name}", recipe.total_steps(len(dataset))) as tick:
         state = train_student(network, Examples.of_distilled(dataset), recipe, Streams(seed)["evaluate", "student", 0], plan, tick=tick)
     expert = Expert(network, state, dataset.pixels, recipe.total_steps(len(dataset)), "")
@@ -161,7 +163,7 @@ def train_on_file(
     return {**result, "test_accuracy": evaluate_labeler(expert, test, plan).accuracy, "test_images": test.size, "students": 1}
 
 
-def _setting_of(dataset: DistilledDataset, source: str | None, options: SourceOptions | None, reporter: Reporter) -> Setting:
+def _setting_of(dataset: DistilledDataset, source: str | None, options: OpenOptions | None, reporter: Reporter) -> Setting:
     provenance = dataset.provenance
     spec = source or provenance.get("source")
     if not isinstance(spec, str):
@@ -170,11 +172,13 @@ def _setting_of(dataset: DistilledDataset, source: str | None, options: SourceOp
         made = dict(provenance.get("source_options", {})) if source is None else {}
         size = made.get("size")
         text = None if size is None else "x".join(str(side) for side in size) if isinstance(size, list) else str(size)
-        options = SourceOptions(
+        options = OpenOptions(
             root=made.get("root"),
             size=text,
             channels=made.get("channels"),
             skip_corrupt=bool(made.get("skip_corrupt", False)),
+            image_column=made.get("image_column"),
+            label_column=made.get("label_column"),
             validation=provenance.get("validation_fraction", 0.1),
         )
     setting = Setting.open(spec, options, int(provenance.get("seed", 0)), reporter, pixels=dataset.pixels)

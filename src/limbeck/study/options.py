@@ -18,7 +18,7 @@ def parse_size(text: object) -> object:
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
-class SourceOptions(BaseModel):
+class OpenOptions(BaseModel):
     """How the data are opened and split."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +27,8 @@ class SourceOptions(BaseModel):
     size: Annotated[str | None, Field(description="resize images: 64 (short side, center crop) or 32x48 (height x width)")] = None
     channels: Annotated[int | None, Field(description="1 (gray) or 3 (RGB); default: as the images are")] = None
     skip_corrupt: Annotated[bool, Field(description="leave out images that cannot be read, and say which")] = False
+    image_column: Annotated[str | None, Field(description="column of the images in a Parquet or Hugging Face table")] = None
+    label_column: Annotated[str | None, Field(description="column of the labels in a Parquet or Hugging Face table")] = None
     validation: Annotated[float, Field(description="fraction of train kept for choosing")] = 0.1
     pixels: Annotated[str, Field(description="pixel space: raw, normalize, zca-mtt, zca-kip, zca-frepo")] = "normalize"
 
@@ -45,7 +47,11 @@ class EvaluationOptions(BaseModel):
     threads: Annotated[int | None, Field(ge=1, description="CPU threads; default: all cores")] = None
 
 
-class DistillOptions(SourceOptions, EvaluationOptions):
+class EvaluateOptions(OpenOptions, EvaluationOptions):
+    """Everything that `evaluate` takes beside the file; how to open a source matters only with one that is named."""
+
+
+class DistillOptions(OpenOptions, EvaluationOptions):
     """Everything that `distill` takes beside the source."""
 
     ipc: Annotated[str | None, Field(description="images per class: a number, or 'proportional' to the class sizes")] = None

@@ -9,7 +9,7 @@ from limbeck.data.splits import Splits
 from limbeck.data.tables import Source
 from limbeck.models import parse_model
 from limbeck.progress import Reporter
-from limbeck.study.options import SourceOptions, parse_size
+from limbeck.study.options import OpenOptions, parse_size
 from limbeck.train.network import Network
 from limbeck.types.pixels import PixelSpace
 
@@ -24,10 +24,18 @@ class Setting:
     pixels: PixelSpace
 
     @staticmethod
-    def open(spec: str, options: SourceOptions, seed: int, reporter: Reporter, *, pixels: PixelSpace | None = None) -> "Setting":
+    def open(spec: str, options: OpenOptions, seed: int, reporter: Reporter, *, pixels: PixelSpace | None = None) -> "Setting":
         """Opens and splits the source and fits the pixel space on train (unless one is given)."""
         size = parse_size(options.size)
-        source = open_source(spec, root=options.root, size=size, skip_corrupt=options.skip_corrupt, channels=options.channels)  # type: ignore[arg-type]
+        source = open_source(
+            spec,
+            root=options.root,
+            size=size,  # type: ignore[arg-type]
+            skip_corrupt=options.skip_corrupt,
+            channels=options.channels,
+            image_column=options.image_column,
+            label_column=options.label_column,
+        )
         splits = Splits.make(source, seed=seed, validation=options.validation)
         for note in splits.notes:
             reporter.note(note)

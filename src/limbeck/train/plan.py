@@ -14,12 +14,15 @@ from limbeck.errors import OptionError
 from limbeck.train.network import Network
 from limbeck.types.plan import ExecutionPlan
 
-_CHUNK_OPERATIONS = 3.2e9  # of a forward pass: 32 images of a ConvNet-D3-W128 at 28x28, whose activations then stay in the cache
+_CHUNK_OPERATIONS = 3.1e9  # of a forward pass: 32 images of a ConvNet-D3-W128 at 28x28, whose activations then stay in the cache
 _COMPILE_PAYS_ABOVE = 20e12  # operations of a whole job; a CPU compiles for 10 to 40 s, in which an eager run does about 3e12
 
 
-def plan_for(network: Network, images: int, *, device: str = "auto", threads: int | None = None) -> ExecutionPlan:
-    """The plan for a job that passes `images` images (epochs and students included) through the training of `network`.
+_ONE_THREAD_BELOW = 3e8  # operations of a batch's forward pass
+
+
+def plan_for(network: Network, images: int, *, batch: int = 256, device: str = "auto", threads: int | None = None) -> ExecutionPlan:
+    """The plan for a job that passes `images` images (epochs and students included) in batches of `batch` through the training of `network`.
 
     On a CPU, long jobs are compiled, in bfloat16 where the processor multiplies it natively; short ones stay eager in float32, since compiling would cost more
     than it saves. Batches pass in chunks whose activations fit the cache unless the network has batch statistics.
@@ -34,7 +37,9 @@ def plan_for(network: Network, images: int, *, device: str = "auto", threads: in
         raise OptionError("device 'cuda' was asked for, but this machine has no usable GPU; use --device cpu")
     if kind != "cpu":
         return ExecutionPlan(device=device, chunk=0, threads=threads or 1, reason=f"{kind} device: whole batches")
-    cores = threads or torch.get_num_threads()
+    # below this a second thread waits longer than it works, and far longer when another program wants the core
+    small = network.flops() * batch < _ONE_THREAD_BELOW
+    cores = threads or (1 if small else torch.get_num_threads())
     chunk = 0 if network.has_batch_statistics else max(16, min(1024, int(_CHUNK_OPERATIONS / max(network.flops(), 1))))
     work = 3 * network.flops() * images
     if work < _COMPILE_PAYS_ABOVE:
