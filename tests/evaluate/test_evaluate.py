@@ -56,6 +56,8 @@ def test_equal_sets_have_a_paired_difference_of_zero(tmp_path: Path) -> None:
     assert (difference.mean, difference.low, difference.high) == (0, 0, 0)
     assert np.array_equal(first.loss, second.loss)
     assert len(np.unique(first.loss)) == 3
+    across = run(tmp_path / "d", [[good(), good()], [good(), good()]]).loss
+    assert (across == first.loss[:, :, :2]).all()  # student s starts alike for every draw and expert
     assert not np.array_equal(run(tmp_path / "c", [[good()]], students=3, seed=1).loss, first.loss)
 
 
@@ -91,6 +93,7 @@ def test_permuting_classes_everywhere_leaves_accuracy_unchanged(tmp_path: Path, 
     assert np.array_equal(straight.worst_class, moved.worst_class)
     assert np.allclose(straight.loss, moved.loss, rtol=1e-5)
     assert 0.3 < straight.accuracy.mean() < 0.999
+    assert (straight.worst_class < straight.accuracy).all()
 
 
 def test_finished_students_are_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

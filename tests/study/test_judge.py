@@ -15,13 +15,13 @@ from limbeck.study.judge import compare_rows, evaluate_file, load_record, train_
 from limbeck.study.options import DistillOptions, EvaluationOptions
 from limbeck.types.distilled import DistilledDataset
 
-OPTIONS = EvaluationOptions(protocol="label-worth-short", students=2)
+OPTIONS = EvaluationOptions(protocol="tiny", students=2)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    options = DistillOptions(ipc="2", model="convnet-d1-w8", expert_epochs=2, students=2, protocol="label-worth-short", draws=2)
+    options = DistillOptions(ipc="2", model="mlp:width=16", expert_epochs=2, students=2, protocol="tiny", draws=2)
     distill("digits", options, out, cache=Cache(out / "cache"))
     return out
 
@@ -59,7 +59,7 @@ def test_a_paired_difference_is_the_difference_of_means(run: Path) -> None:
 
 def test_unlike_results_are_not_paired(run: Path) -> None:
     row = load_record(run)["evaluations"][0]
-    with pytest.raises(OptionError, match=r"the two results differ in protocol \(label-worth-short/1 and dc/1\), so they are not paired"):
+    with pytest.raises(OptionError, match=r"the two results differ in protocol \(tiny/1 and dc/1\), so they are not paired"):
         compare_rows(row, {**row, "protocol": "dc/1"})
     with pytest.raises(OptionError, match=r"have 2 draw\(s\) x 1 expert\(s\) x 2 student\(s\) and 1 draw"):
         compare_rows(row, {**row, **{key: row[key][:1] for key in ("accuracy", "loss", "worst_class")}})
@@ -75,7 +75,7 @@ def test_a_file_that_is_no_result_is_one_sentence(text: str, tmp_path: Path) -> 
 
 
 def test_training_saves_a_checkpoint_that_predicts(run: Path, tmp_path: Path) -> None:
-    result = train_on_file(run / FILE, tmp_path / "model.safetensors", model="mlp", protocol="label-worth-short")
+    result = train_on_file(run / FILE, tmp_path / "model.safetensors", model="softmax", protocol="label-worth-short")
     expert = Expert.load(tmp_path / "model.safetensors")
     dataset = DistilledDataset.load(run / FILE)
     with torch.no_grad():

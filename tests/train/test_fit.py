@@ -175,6 +175,20 @@ def test_observation_is_in_order_and_only_where_it_was_asked_for() -> None:
     assert seen == [5]
 
 
+def test_each_step_augments_from_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def record(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        seeds.append(generator.initial_seed())
+        return images
+
+    monkeypatch.setattr("limbeck.train.fit.parse_augment", lambda text: record)
+    augmented = run(network(), MOMENTUM.with_(steps=3))
+    assert seeds == [Streams(0).seed("augment", step) for step in range(3)]
+    monkeypatch.undo()
+    assert same(augmented, run(network(), MOMENTUM.with_(steps=3)))
+
+
 def test_no_steps_change_nothing() -> None:
     start = network().init(Streams(0))
     done = run(network(), MOMENTUM.with_(epochs=0), state=start)

@@ -25,7 +25,7 @@ def test_scores_are_counted() -> None:
 
 
 def test_a_diverged_network_counts_as_the_class_it_names() -> None:
-    logits = torch.tensor([[torch.nan, torch.nan], [torch.nan, 1.0], [torch.inf, 0.0]])
+    logits = torch.tensor([[torch.nan, torch.nan], [torch.nan, -1.0], [torch.inf, 0.0]])
     result = score_logits(logits, torch.tensor([0, 1, 0]))
     assert result.predictions.tolist() == [0, 1, 0]
     assert (result.accuracy, result.loss, result.finite) == (1.0, math.inf, False)

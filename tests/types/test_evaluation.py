@@ -52,6 +52,27 @@ def test_one_repeated_factor_is_the_t_interval_of_its_means(axis: int) -> None:
     assert np.allclose([interval.low, interval.high], [low, high])
 
 
+def test_crossed_factors_have_the_variance_of_their_mean_squares() -> None:
+    """Against mean squares from least-squares fits: what each factor explains beyond the models without it."""
+    rng = np.random.default_rng(2)
+    shape = (6, 5, 3)
+    accuracy = 2 * rng.normal(size=(6, 1, 1)) + 2 * rng.normal(size=(1, 5, 1)) + rng.normal(size=(6, 5, 1)) + rng.normal(size=shape)
+    draw, expert, _ = (index.reshape(-1) for index in np.indices(shape))
+    columns = {"none": np.ones((90, 1)), "draw": np.eye(6)[draw], "expert": np.eye(5)[expert], "cell": np.eye(30)[5 * draw + expert]}
+
+    def residual(*names: str) -> float:
+        design = np.hstack([columns[name] for name in names])
+        return float(((accuracy.reshape(-1) - design @ np.linalg.lstsq(design, accuracy.reshape(-1), rcond=None)[0]) ** 2).sum())
+
+    squares = np.array([residual("none") - residual("draw"), residual("none") - residual("expert"), residual("draw", "expert") - residual("cell")])
+    freedom = np.array([5, 4, 20])
+    means = squares / freedom
+    variance = means[0] + means[1] - means[2]
+    satterthwaite = variance**2 / (means**2 / freedom).sum()
+    expected = stats.t.ppf(0.975, satterthwaite) * np.sqrt(variance / 90)
+    assert nested_interval(accuracy).half_width == pytest.approx(expected, rel=1e-9)
+
+
 # Standard deviations of draws, experts, their interaction, and students; shapes with the levels of each.
 LAYOUTS = [
     ((1, 1, 5), (0, 0, 0, 1.0)),

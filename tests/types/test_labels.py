@@ -86,6 +86,12 @@ def test_ties_go_to_the_lower_class() -> None:
     assert Labels.encode(dense, top_k=3).indices.tolist() == [[1, 2, 0], [0, 1, 2]]  # type: ignore[union-attr]
 
 
+def test_ties_are_broken_alike_in_long_rows() -> None:
+    dense = torch.full((3, 1000), 1e-3)
+    dense[:, 700] = 2e-3
+    assert Labels.encode(dense, top_k=200).indices.tolist() == [[700, *range(199)]] * 3  # type: ignore[union-attr]
+
+
 def test_all_classes_need_no_indices() -> None:
     assert Labels.encode(rows(0, 2, 5), top_k=5).indices is None
 

@@ -41,11 +41,10 @@ class TerminalReporter(Reporter):
 
 
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A plain table on stdout; columns of numbers are right-aligned."""
+    """A plain table on stdout."""
     table = Table(title=title or None, title_justify="left")
-    for i, column in enumerate(columns):
-        numeric = bool(rows) and all(str(row[i])[:1].isdigit() or str(row[i])[:1] in "+-–" for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     if STDOUT.is_terminal:
@@ -69,23 +68,17 @@ def bytes_words(count: int) -> str:
     return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
 
 
-def print_evaluations(rows: list[dict[str, Any]], expert: dict[str, Any] | None) -> None:
+def print_evaluations(record: dict[str, Any]) -> None:
     """The accuracy table of a record."""
+    from limbeck.report.tables import accuracy_rows
+
+    rows = accuracy_rows(record)
     body = []
     for row in rows:
-        interval, shape = row["interval_95"], (len(row["accuracy"]), len(row["accuracy"][0]), len(row["accuracy"][0][0]))
-        spread = f"[{percent(interval['low'])}, {percent(interval['high'])}]" if interval["low"] is not None else "one student"
-        runs = " x ".join(
-            f"{count} {name}" for count, name in zip(shape, ("draws", "experts", "students"), strict=True) if count > 1 or name == "students"
-        )
-        sizes = (bytes_words(row["bytes"]["images"]), bytes_words(row["bytes"]["labels"]))
-        accuracy = (percent(interval["mean"]), spread, interval["covers"], percent(row["worst_class_mean"]))
-        body.append([row["role"], row["model"], *accuracy, runs, row["images"], *sizes])
-    protocols = ", ".join(sorted({row["protocol"] for row in rows}))
-    headings = ["set", "model", "test accuracy %", "95 % interval", "covers", "worst class %", "runs", "images", "image bytes", "label bytes"]
-    print_table(f"last-epoch test accuracy, protocol {protocols}, {rows[0]['test_images']} test images", headings, body)
-    if expert and expert.get("test_accuracy") is not None:
-        line = f"expert (step {expert['chosen_step']}, {expert['chosen_by']}): {percent(expert['test_accuracy'])} % on test"
-        if expert.get("last_test_accuracy") is not None:
-            line += f"; trained to the end on all of train (step {expert['last_step']}): {percent(expert['last_test_accuracy'])} %"
-        STDOUT.print(line, markup=False, soft_wrap=True)
+        sizes = (bytes_words(row.bytes["images"]), bytes_words(row.bytes["labels"])) if row.bytes else ("–", "–")
+        body.append([row.name, row.model, row.accuracy_text, row.worst_text, row.repeats_text, *sizes])
+    print_table("", ["trained on", "model", "accuracy %", "worst class %", "trained", "image bytes", "label bytes"], body)
+    judged = [row for row in rows if row.bytes]
+    protocols, covers = ", ".join(sorted({row.protocol for row in judged})), "; ".join(sorted({row.covers_text for row in judged}))
+    words = f"last-epoch accuracy on {judged[0].test_images} test images, protocol {protocols}; 95 % intervals: {covers}"
+    STDOUT.print(words, markup=False, soft_wrap=True)

@@ -61,7 +61,7 @@ def _distill(source: str, options: DistillOptions, out: Path, json: bool) -> Non
         _print_json({**record, "file": str(out / FILE), "report": str(page)})
         return
     if record["evaluations"]:
-        print_evaluations(record["evaluations"], record["expert"])
+        print_evaluations(record)
     size, full = dataset.bytes["total"], record["full_data_bytes"]
     STDOUT.print(
         f"{len(dataset)} images, {bytes_words(size)} of pixels and labels ({full / size:.0f} times smaller than train), digest {dataset.digest[:16]}",
@@ -94,7 +94,7 @@ def evaluate(
     write_record(target, record)
     if json:
         return _print_json(record)
-    print_evaluations(record["evaluations"], None)
+    print_evaluations(record)
     STDOUT.print(f"record: {target}", markup=False, soft_wrap=True)
 
 

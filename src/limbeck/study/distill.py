@@ -40,6 +40,7 @@ from limbeck.types.recipe import Recipe
 
 Sets = list[list[DistilledDataset]]
 FILE, RECORD = "distilled.safetensors", "result.json"
+NAMES = {"distilled": "this set", "random-soft": "random real images, same soft labels", "random-hard": "random real images, hard labels"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def evaluate_kinds(
             if options.tune_lr:
                 recipe = _tuned(sets[0][0], network, protocol.recipe, setting, seed, used, cache, reporter)
             result = evaluate(
-                role,
+                NAMES[role],
                 sets,
                 network,
                 protocol,
@@ -162,6 +163,8 @@ def evaluate_kinds(
 def random_baselines(problem: Problem, labelers: Sequence[Labeler], draws: int, reporter: Reporter) -> dict[str, Sets]:
     """Random real images of fresh draws, under the problem's label rule and under hard labels; the same images in both."""
     method = METHODS["random-real"]
+    if not labelers:
+        problem = replace(problem, rule=LabelRule(kind="hard"))
     fresh = []
     for draw in range(draws):
         drawn = replace(problem, streams=problem.streams["baseline", draw], provenance={**problem.provenance, "draw": draw, "baseline": True})

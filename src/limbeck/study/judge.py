@@ -59,10 +59,9 @@ def evaluate_file(
     protocol = protocol_for(options.protocol, setting.spec)
     network = setting.network(model)
     plan = student_plan(network, protocol.recipe, len(dataset), options)
-    kinds = {"distilled": [[dataset]]}
+    kinds, rule = {"distilled": [[dataset]]}, _rule_of(dataset)
     if options.baselines:
         counts = tuple(np.bincount(dataset.owners.numpy(), minlength=len(dataset.classes)).tolist())
-        rule = _rule_of(dataset)
         problem = Problem(
             setting.splits.train, setting.splits.validation, network, setting.pixels, counts, rule, protocol.recipe, Streams(seed)["evaluate"], plan
         )
@@ -78,6 +77,7 @@ def evaluate_file(
         "digest": dataset.digest,
         "source": setting.describe(),
         "method": dataset.provenance.get("method", "unknown"),
+        "label_rule": rule.model_dump(mode="json"),
         "counts": np.bincount(dataset.owners.numpy(), minlength=len(dataset.classes)).tolist(),
         "bytes": dataset.bytes,
         "full_data_bytes": len(setting.splits.train) * int(np.prod(dataset.shape)),

@@ -1,0 +1,18 @@
+"""A protocol of twenty steps, so that whole jobs run in a second."""
+
+from collections.abc import Iterator
+
+import pytest
+import sklearn.datasets  # noqa: F401 (its first import moves the global random state, which the tests watch)
+
+from limbeck.evaluate.protocols import PROTOCOLS, Protocol
+from limbeck.types.recipe import Recipe
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tiny_protocol() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(
+            PROTOCOLS, "tiny", Protocol(name="tiny", version=1, recipe=Recipe(lr=0.05, steps=20), source="these tests", note="twenty steps")
+        )
+        yield
