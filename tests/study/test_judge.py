@@ -21,7 +21,7 @@ OPTIONS = EvaluationOptions(protocol="tiny", students=2)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    options = DistillOptions(ipc="2", model="mlp:width=16", expert_epochs=2, students=2, protocol="tiny", draws=2)
+    options = DistillOptions(ipc="2", model="mlp:width=16", expert_epochs=5, expert_lr=0.2, students=2, protocol="tiny", draws=2)
     distill("digits", options, out, cache=Cache(out / "cache"))
     return out
 
@@ -80,8 +80,8 @@ def test_training_saves_a_checkpoint_that_predicts(run: Path, tmp_path: Path) ->
     dataset = DistilledDataset.load(run / FILE)
     with torch.no_grad():
         logits = expert.network.loaded(expert.state)(expert.pixels(dataset.images))
-    assert (logits.argmax(1) == dataset.owners).float().mean() > 0.8
-    assert 0.3 < result["test_accuracy"] <= 1
+    assert (logits.argmax(1) == dataset.targets().argmax(1)).float().mean() > 0.8
+    assert 0.3 < result["test_accuracy"] <= 1  # chance is 0.1
     assert result["students"] == 1
 
 

@@ -22,7 +22,8 @@ class RandomRealOptions(BaseModel):
 
 
 class RandomReal:
-    """Chooses `counts[k]` real images of each class k and labels the un-augmented image once: ``y = softmax(z(x) / T)`` (section 3.1 of the paper).
+    """Chooses `counts[k]` real images of each class k and labels the un-augmented image once: ``y = softmax(z(x) / T)`` (Qin, Deng and Alvarez-Melis
+    2024, arXiv 2406.10485, section 3.1).
 
     Cost: one forward pass of the expert over the chosen images; selectors other than random need one over the training set. Deviation from the authors'
     code: the expert and its snapshot are chosen on validation, not on test.
