@@ -1,7 +1,7 @@
 """Makes image folders to try limbeck on: ``python -m benchmarks.folders rgb OUT`` and ``python -m benchmarks.folders big OUT --gigabytes 2``.
 
 `rgb` paints Fashion-MNIST's images (each with its own tint, on a background of its own) as RGB PNG files of 32x32, with train classes of 200 to 2,000 images
-and a balanced test part. `big` writes noisy 512x512 PNG files whose class is a colored square, as many as fill the size asked for.
+and a balanced test part. `big` writes noisy 512x512 PNG files (stored, not deflated) whose class is a colored square, as many as fill the size asked for.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def write_big(out: Path, gigabytes: float, classes: int = 8, side: int = 512, se
         picture[corner[0] : corner[0] + side // 2, corner[1] : corner[1] + side // 2] = color
         path = out / f"class-{number}" / f"{count:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, compress_level=1)
+        Image.fromarray(picture).save(path, compress_level=0)
         written, count = written + path.stat().st_size, count + 1
     return count
 

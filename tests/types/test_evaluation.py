@@ -29,11 +29,11 @@ def test_one_value_has_no_interval() -> None:
     ("shape", "covers"),
     [
         ((1, 1, 5), "students"),
-        ((3, 1, 1), "image draws"),
+        ((3, 1, 1), "image draws and students"),
         ((3, 1, 5), "image draws and students"),
-        ((1, 3, 1), "experts"),
+        ((1, 3, 1), "experts and students"),
         ((1, 3, 2), "experts and students"),
-        ((2, 3, 1), "image draws and experts"),
+        ((2, 3, 1), "image draws and experts and students"),
         ((2, 3, 4), "image draws and experts and students"),
     ],
 )

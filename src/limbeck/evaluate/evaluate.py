@@ -44,7 +44,7 @@ def evaluate(
 ) -> Evaluation:
     """Last-epoch test accuracy of `students` students on each of ``sets[draw][expert]``, trained by the protocol.
 
-    Student s has the same initialization, data order and augmentation for every set, so that evaluations with equal seeds are paired. Finished students
+    Student s of a draw and an expert has the same initialization, data order and augmentation in every evaluation of equal seed, so that those are paired. Finished students
     are taken from the cache. A `recipe` replaces the protocol's own (a learning rate chosen on validation, say) and is recorded.
     """
     if students < 1:
@@ -63,7 +63,7 @@ def evaluate(
         for draw, row in enumerate(sets):
             for expert, dataset in enumerate(row):
                 for student in range(students):
-                    result = _student(dataset, network, recipe, table, Streams(seed)["evaluate", "student", student], plan, cache)
+                    result = _student(dataset, network, recipe, table, _student_streams(seed, draw, expert, student), plan, cache)
                     accuracy[draw, expert, student] = result.accuracy
                     loss[draw, expert, student] = result.loss
                     worst[draw, expert, student] = np.nanmin(result.class_accuracy.numpy())
@@ -95,6 +95,13 @@ def evaluate_labeler(labeler: Labeler, test: TestHandle, plan: ExecutionPlan) ->
     """How an expert or an ensemble does itself on the test split."""
     table = test.open_for_measurement()
     return score_logits(labeler.logits(table, plan), torch.from_numpy(table.labels.copy()))
+
+
+def _student_streams(seed: int, draw: int, expert: int, student: int) -> Streams:
+    """Every cell trains students of its own, so that they are independent between cells; the same cell of another evaluation trains the same ones, so that two
+    evaluations are paired. The first draw and expert number their students alone: a file evaluated later repeats them."""
+    own = (*(("draw", draw) if draw else ()), *(("expert", expert) if expert else ()))
+    return Streams(seed)[("evaluate", "student", student, *own)]
 
 
 def _check_fit(dataset: DistilledDataset, table: ImageTable) -> None:

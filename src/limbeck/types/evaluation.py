@@ -67,7 +67,7 @@ def nested_interval(accuracy: np.ndarray, level: float = 0.95) -> Interval:
         freedom = variance**2 / sum(square**2 / dof for _, square, dof in mean_squares if square > 0)
     half = _t(level, max(freedom, 1.0)) * np.sqrt(variance / a.size)
     names = [name for name, count in (("image draws", draws), ("experts", experts)) if count > 1]
-    covers = " and ".join(names) + (" and students" if students > 1 else "")
+    covers = " and ".join([*names, "students"])
     return Interval(float(grand), float(grand - half), float(grand + half), covers, a.size)
 
 
