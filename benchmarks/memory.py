@@ -12,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ARGUMENTS = ["--size", "64", "--ipc", "10", "--expert-epochs", "1", "--students", "1", "--protocol", "label-worth-short", "--model", "convnet-d4-w64"]
+OPTIONS = "--size 64 --ipc 10 --selector herding --expert-epochs 1 --model convnet-d4-w32 --protocol label-worth-short --no-evaluate"
+ARGUMENTS = OPTIONS.split()
 
 
 def measure(folder: Path) -> dict[str, object]:
@@ -31,7 +32,7 @@ def measure(folder: Path) -> dict[str, object]:
         "files": files,
         "peak_mb": round(usage.ru_maxrss / 1024),
         "seconds": round(time.monotonic() - started),
-        "arguments": ARGUMENTS,
+        "options": OPTIONS,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
     }
 

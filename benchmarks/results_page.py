@@ -23,11 +23,16 @@ def section(name: str, record: dict[str, Any]) -> str:
     """One record as a Markdown section."""
     rows = accuracy_rows(record)
     lines = [f"## {record['title']}", "", f"`{record['command']}`", ""]
-    lines += ["| trained on | model | protocol | accuracy % | trained | interval covers | images | image bytes | label bytes |", "|---|---|---|---|---|---|---|---|---|"]
+    lines += [
+        "| trained on | model | protocol | accuracy % | trained | interval covers | images | image bytes | label bytes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         sizes = (f"{row.bytes['images']:,}", f"{row.bytes['labels']:,}") if row.bytes else ("–", "–")
         images = f"{row.images:,}" if row.images else "–"
-        lines.append(f"| {row.name} | {row.model} | {row.protocol or '–'} | {row.accuracy_text} | {row.repeats_text} | {row.covers_text} | {images} | {' | '.join(sizes)} |")
+        lines.append(
+            f"| {row.name} | {row.model} | {row.protocol or '–'} | {row.accuracy_text} | {row.repeats_text} | {row.covers_text} | {images} | {' | '.join(sizes)} |"
+        )
     lines += ["", *(f"- {gain_words(gain)}" for gain in gains(record))]
     expert = record.get("expert")
     if expert and expert.get("snapshots"):
@@ -40,7 +45,10 @@ def section(name: str, record: dict[str, Any]) -> str:
             scores = ", ".join(f"{trial['candidate']}: {100 * trial['mean']:.1f}" for trial in rung)
             lines.append(f"- Students on validation after {rung[0]['fraction']:.0%} of training, by the expert's step: {scores}.")
     seconds = record["seconds"]["total"]
-    lines += [f"- {duration(seconds)} in all on {record['machine']}; plan of the students: {record['plan']['strategy']}, {record['plan']['precision']}.", ""]
+    lines += [
+        f"- {duration(seconds)} in all on {record['machine']}; plan of the students: {record['plan']['strategy']}, {record['plan']['precision']}.",
+        "",
+    ]
     return "\n".join(lines)
 
 

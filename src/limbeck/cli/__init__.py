@@ -26,6 +26,7 @@ app = App(
     version=__version__,
     help="Distill a labeled image dataset into a few images per class with soft labels, and judge the result honestly.",
     help_epilogue="Start with: limbeck demo",
+    suppress_keyboard_interrupt=False,  # main says what became of the work
 )
 for _name, (_path, _help) in VERBS.items():
     app.command(_path, name=_name, help=_help)

@@ -43,8 +43,8 @@ class TerminalReporter(Reporter):
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """A plain table on stdout."""
     table = Table(title=title or None, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for i, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     if STDOUT.is_terminal:
@@ -75,9 +75,9 @@ def print_evaluations(record: dict[str, Any]) -> None:
     rows = accuracy_rows(record)
     body = []
     for row in rows:
-        sizes = (bytes_words(row.bytes["images"]), bytes_words(row.bytes["labels"])) if row.bytes else ("–", "–")
-        body.append([row.name, row.model, row.accuracy_text, row.worst_text, row.repeats_text, *sizes])
-    print_table("", ["trained on", "model", "accuracy %", "worst class %", "trained", "image bytes", "label bytes"], body)
+        size = f"{bytes_words(row.bytes['images'])} + {bytes_words(row.bytes['labels'])}" if row.bytes else "–"
+        body.append([row.name, row.model, row.accuracy_text, row.worst_text, row.repeats_text, size])
+    print_table("", ["trained on", "model", "accuracy %", "worst class %", "trained", "images + labels"], body)
     judged = [row for row in rows if row.bytes]
     protocols, covers = ", ".join(sorted({row.protocol for row in judged})), "; ".join(sorted({row.covers_text for row in judged}))
     words = f"last-epoch accuracy on {judged[0].test_images} test images, protocol {protocols}; 95 % intervals: {covers}"

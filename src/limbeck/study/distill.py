@@ -40,7 +40,7 @@ from limbeck.types.recipe import Recipe
 
 Sets = list[list[DistilledDataset]]
 FILE, RECORD = "distilled.safetensors", "result.json"
-NAMES = {"distilled": "this set", "random-soft": "random real images, same soft labels", "random-hard": "random real images, hard labels"}
+NAMES = {"distilled": "this set", "random-soft": "random real, same soft labels", "random-hard": "random real, hard labels"}
 
 
 @dataclass(frozen=True)
