@@ -37,9 +37,8 @@ def section(name: str, record: dict[str, Any]) -> str:
     expert = record.get("expert")
     if expert and expert.get("snapshots"):
         chosen = next(snapshot for snapshot in expert["snapshots"] if snapshot["step"] == expert["chosen_step"])
-        lines.append(
-            f"- The labels come from step {expert['chosen_step']} (epoch {chosen['epoch']:.2f}, {100 * chosen['accuracy']:.1f} % on validation), {expert['chosen_by']}."
-        )
+        moment = f"step {expert['chosen_step']} (epoch {chosen['epoch']:.2f}, {100 * chosen['accuracy']:.1f} % on validation)"
+        lines.append(f"- The labels come from {moment}, {expert['chosen_by']}.")
         rung = [trial for trial in expert["trials"] if trial["rung"] == 0]
         if rung:
             scores = ", ".join(f"{trial['candidate']}: {100 * trial['mean']:.1f}" for trial in rung)

@@ -142,6 +142,9 @@ def test_help_of_every_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_help_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'pydantic', 'numpy', 'altair'}"
-    code = f"import sys\nfrom limbeck.cli import main\nsys.argv = ['limbeck', '--help']\ntry: main()\nexcept SystemExit: pass\nprint(sorted({heavy} & set(sys.modules)))"
+    code = (
+        "import sys\nfrom limbeck.cli import main\nsys.argv = ['limbeck', '--help']\ntry: main()\nexcept SystemExit: pass\n"
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")

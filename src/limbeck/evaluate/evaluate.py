@@ -44,7 +44,7 @@ def evaluate(
 ) -> Evaluation:
     """Last-epoch test accuracy of `students` students on each of ``sets[draw][expert]``, trained by the protocol.
 
-    Student s of a draw and an expert has the same initialization, data order and augmentation in every evaluation of equal seed, so that those are paired. Finished students
+    Student s of a draw and an expert has the same initialization, data order and augmentation in every evaluation of equal seed: they are paired. Finished students
     are taken from the cache. A `recipe` replaces the protocol's own (a learning rate chosen on validation, say) and is recorded.
     """
     if students < 1:
