@@ -13,6 +13,8 @@ import hypothesis
 import jaxtyping
 import numpy as np
 import pytest
+import rich.style
+import sklearn.datasets  # noqa: F401 (its first import moves the global random state that these tests watch)
 import torch
 
 if "limbeck" in sys.modules:
@@ -35,6 +37,7 @@ def _load_beartype() -> None:
 
 
 _load_beartype()
+rich.style.randint = random.Random(0).randint  # it numbers the links of a style with the global generator
 jaxtyping.install_import_hook("limbeck", "beartype.beartype")
 
 torch.set_num_threads(1)  # two workers share two cores, and sums come out the same for any number of workers

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-import sklearn.datasets  # noqa: F401 (its first import moves the global random state, which the tests watch)
 
 from limbeck.evaluate.protocols import PROTOCOLS, Protocol
 from limbeck.types.recipe import Recipe
