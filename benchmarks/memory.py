@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-OPTIONS = "--size 64 --ipc 10 --selector herding --expert-epochs 1 --model convnet-d4-w32 --protocol label-worth-short --no-evaluate"
+OPTIONS = "--size 64 --ipc 10 --labels hard --selector herding --expert-epochs 1 --model convnet-d4-w32 --no-evaluate"
 ARGUMENTS = OPTIONS.split()
 
 
