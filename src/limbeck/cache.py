@@ -1,6 +1,7 @@
 """Where finished work is kept, so that it is done once: experts, students and choices under the digest of everything that determines them."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ class Cache:
         self.root = Path(root) if root is not None else default_root()
 
     def key(self, room: str, task: Any) -> str:
-        """The content key of a task: SHA-256 of its plain description, the room and the cache version; 32 hex digits."""
-        return store.digest_of({"room": room, "version": VERSION, "task": task})[:32]
+        """The content key of a task: SHA-256 of its plain description, the room, the cache version and the version of torch; 32 hex digits."""
+        return store.digest_of({"room": room, "version": VERSION, "torch": version("torch"), "task": task})[:32]
 
     def path(self, room: str, key: str, suffix: str = "") -> Path:
         """Where the task's result belongs."""

@@ -8,7 +8,7 @@ from limbeck.evaluate.protocols import PROTOCOLS, Protocol
 from limbeck.types.recipe import Recipe
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _tiny_protocol() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(

@@ -129,7 +129,7 @@ def _judge(
 ) -> float:
     task = {
         "set": dataset.digest,
-        "model": network.spec.to_dict(),
+        "model": network.identity,
         "recipe": recipe.model_dump(mode="json"),
         "judges": judges.digest,
         "streams": [streams.root, *streams.path],

@@ -13,6 +13,7 @@ from limbeck.study.options import DistillOptions, EvaluateOptions
 
 if TYPE_CHECKING:
     from limbeck.progress import Reporter
+    from limbeck.types.evaluation import Interval
 
 Flat = Parameter(name="*")
 Json = Annotated[bool, Parameter(negative="", help="print the result as JSON on stdout, and nothing else there")]
@@ -26,7 +27,7 @@ def _reporter() -> "Reporter":
 
 
 def _print_json(value: Any) -> None:
-    print(json_module.dumps(value, indent=2, sort_keys=True))
+    print(json_module.dumps(value, indent=2, sort_keys=True, allow_nan=False))
 
 
 def demo(*, out: Out = None, json: Json = False) -> None:
@@ -46,7 +47,7 @@ def distill(
     json: Json = False,
 ) -> None:
     """Distill a source into one file of a few images per class, evaluate it beside its baselines, and write a report."""
-    _distill(source, options, out or Path("runs") / _run_name(source, options), json)
+    _distill(source, options, out or _run_folder(source, options), json)
 
 
 def _distill(source: str, options: DistillOptions, out: Path, json: bool) -> None:
@@ -79,18 +80,19 @@ def evaluate(
     model: Annotated[str | None, Parameter(help="architecture of the students; default: the file's own")] = None,
     labels: Annotated[Literal["stored", "hard"], Parameter(help="use the stored labels, or the class of each image alone")] = "stored",
     options: Annotated[EvaluateOptions, Flat] = EvaluateOptions(),  # noqa: B008 (frozen)
-    seed: int = 0,
+    seed: Annotated[int | None, Parameter(help="root of every random stream; default: the file's own")] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """Train students on a distilled file and measure them on the test split, beside random real images."""
     from limbeck.cli.console import STDOUT, print_evaluations
-    from limbeck.study.judge import evaluate_file, write_record
+    from limbeck.study.judge import evaluate_file, refuse_overwriting, write_record
 
-    record = evaluate_file(
-        file, options, source=source, source_options=options if source else None, model=model, labels=labels, seed=seed, reporter=_reporter()
-    )
     target = out or file.parent / f"{file.stem}-{options.protocol}{'-hard' if labels == 'hard' else ''}.json"
+    refuse_overwriting(file, target)
+    if target.is_dir():
+        raise OptionError(f"--out names a folder, {str(target)!r}; evaluate writes one JSON file, so give its name")
+    record = evaluate_file(file, options, source=source, source_options=options, model=model, labels=labels, seed=seed, reporter=_reporter())
     write_record(target, record)
     if json:
         return _print_json(record)
@@ -107,9 +109,10 @@ def compare(
 
     if not results:
         raise OptionError("compare needs one or more run folders or result files, got none; for example: limbeck compare runs/a runs/b")
-    rows = []
+    rows, reporter = [], _reporter()
     for path in results:
-        named = [(f"{path.name or path}: {row['role']}", row) for row in load_record(path)["evaluations"]]
+        label = path.name if path.is_dir() else f"{path.parent.name}/{path.name}"
+        named = [(f"{label}: {row['role']}", row) for row in load_record(path)["evaluations"]]
         rows += named if len(results) == 1 else [(name, row) for name, row in named if row["role"] == "distilled"]
     found = []
     for i, (first_name, first) in enumerate(rows):
@@ -117,7 +120,11 @@ def compare(
             if first["model"] != second["model"]:
                 continue
             difference = compare_rows(first, second)
-            found.append({"first": first_name, "second": second_name, "model": first["model"], "protocol": first["protocol"], **vars(difference)})
+            if first["recipe"] != second["recipe"]:
+                reporter.note(
+                    f"{first_name} and {second_name} were trained with different recipes (learning rates {first['recipe']['lr']:g} and {second['recipe']['lr']:g})"
+                )
+            found.append({"first": first_name, "second": second_name, "model": first["model"], "protocol": first["protocol"], **_plain(difference)})
     if not found:
         raise OptionError(f"nothing to compare: {len(rows)} result(s) and no two of the same model; give two run folders evaluated alike")
     if json:
@@ -128,7 +135,7 @@ def compare(
             row["second"],
             row["model"],
             f"{100 * row['mean']:+.1f}",
-            f"[{percent(row['low'])}, {percent(row['high'])}]",
+            "one pair" if row["low"] is None else f"[{percent(row['low'])}, {percent(row['high'])}]",
             row["covers"],
             row["n"],
         ]
@@ -174,7 +181,7 @@ def report(run: Annotated[Path, Parameter(help="a run folder")], /, *, out: Out 
 
     record = load_record(run)
     dataset = DistilledDataset.load(run / FILE) if run.is_dir() else None
-    STDOUT.print(f"report: {write_report(record, dataset, out or (run if run.is_dir() else run.parent))}", markup=False, soft_wrap=True)
+    STDOUT.print(f"report: {write_report(record, dataset, out or (run if run.is_dir() else run.with_suffix('')))}", markup=False, soft_wrap=True)
 
 
 def list_(
@@ -202,7 +209,22 @@ def explain(topic: Annotated[str, Parameter(help="a name from `limbeck ls`, or a
     STDOUT.print(explanation(topic), markup=False, soft_wrap=True)
 
 
-def _run_name(source: str, options: DistillOptions) -> str:
-    kept = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in source.rstrip("/").split("/")[-1])
-    budget = f"ipc{options.ipc}" if options.ipc else f"bytes{options.bytes}"
-    return f"{kept}-{options.method}-{budget}-seed{options.seed}"
+def _plain(interval: "Interval") -> dict[str, Any]:
+    """An interval as JSON, which has no NaN."""
+    return {key: None if value != value else value for key, value in vars(interval).items()}
+
+
+def _run_folder(source: str, options: DistillOptions) -> Path:
+    """``runs/SOURCE-METHOD-BUDGET-seedN``; with a short digest of the options behind it where another run has that name already."""
+    from limbeck.store import digest_of
+
+    name = Path(source).resolve().name if Path(source).exists() else source
+    kept = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+    budget = "-".join([*([f"ipc{options.ipc}"] if options.ipc else []), *([f"bytes{options.bytes}"] if options.bytes else [])])
+    folder = Path("runs") / f"{kept}-{options.method}-{budget or 'nothing'}-seed{options.seed}"
+    asked = {"source": source, **options.model_dump(mode="json")}
+    try:
+        taken = json_module.loads((folder / "options.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return folder
+    return folder if taken == asked else folder.with_name(f"{folder.name}-{digest_of(asked)[:6]}")

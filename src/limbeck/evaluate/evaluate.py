@@ -50,6 +50,8 @@ def evaluate(
     if students < 1:
         raise OptionError(f"an evaluation needs at least 1 student, got {students}; use --students 5")
     table = test.open_for_measurement()
+    if len(table) == 0:
+        raise OptionError("there are no test images, so nothing can be measured; use a source with more images")
     if len({len(row) for row in sets}) != 1 or not sets[0]:
         raise OptionError(f"an evaluation needs one set for each image draw and expert, got rows of {[len(row) for row in sets]} sets")
     for row in sets:
@@ -94,6 +96,8 @@ def evaluate(
 def evaluate_labeler(labeler: Labeler, test: TestHandle, plan: ExecutionPlan) -> Score:
     """How an expert or an ensemble does itself on the test split."""
     table = test.open_for_measurement()
+    if len(table) == 0:
+        raise OptionError("there are no test images, so nothing can be measured; use a source with more images")
     return score_logits(labeler.logits(table, plan), torch.from_numpy(table.labels.copy()))
 
 
@@ -129,7 +133,7 @@ def _student(
             [store.content_digest(dataset.labels.header(), {"x": dataset.images, "y": dataset.targets()}), dataset.pixels.header()]
         ),
         "pixels": store.content_digest({}, dataset.pixels.tensors()),
-        "model": network.spec.to_dict(),
+        "model": network.identity,
         "recipe": recipe.model_dump(mode="json"),
         "test": table.digest,
         "streams": [streams.root, *streams.path],

@@ -97,7 +97,7 @@ def train_expert(
     Snapshots hold parameters and buffers. Validation measures them; the test split is not seen. The result does not depend on interruptions.
     """
     task = {
-        "model": network.spec.to_dict(),
+        "model": network.identity,
         "shape": list(network.shape),
         "classes": network.classes,
         "recipe": recipe.model_dump(mode="json"),

@@ -62,15 +62,20 @@ def distill(
     seconds: dict[str, float] = {}
     cache = cache or Cache()
     _check_names(options)
-    store.write_json(out / "options.json", {"source": source, **options.model_dump(mode="json")})  # finds out now whether `out` can be written
     protocol = protocol_for(options.protocol, source)
-    setting = Setting.open(source, options, options.seed, reporter)
+    setting = Setting.open(source, options, options.seed, reporter, pixels=options.pixels)
     rule = _rule(options)
     counts = counts_for(
         setting.splits.train, rule, setting.pixels, ipc=options.ipc, total_bytes=parse_bytes(options.bytes) if options.bytes else None
     )
     network = setting.network(options.model)
     plan = student_plan(network, protocol.recipe, sum(counts), options)
+    if rule.top_k is not None and rule.top_k > network.classes:
+        raise OptionError(f"top-k needs 1 <= k <= {network.classes} classes, got k={rule.top_k}; use k={network.classes} to keep all")
+    if options.evaluate and setting.splits.test.size == 0:
+        raise OptionError("the source is too small to set test images aside, so nothing can be evaluated; use --no-evaluate, or give more images")
+    # found out now, before anything expensive: whether `out` can be written
+    store.write_json(out / "options.json", {"source": source, **options.model_dump(mode="json")})
     problem = Problem(
         train=setting.splits.train,
         validation=setting.splits.validation,
@@ -169,7 +174,7 @@ def random_baselines(problem: Problem, labelers: Sequence[Labeler], draws: int, 
     for draw in range(draws):
         drawn = replace(problem, streams=problem.streams["baseline", draw], provenance={**problem.provenance, "draw": draw, "baseline": True})
         fresh.append([run_method(method(method.Options()), drawn.with_expert(labeler), reporter) for labeler in labelers or (None,)])
-    hard = [[row[0].with_hard_labels()] for row in fresh]
+    hard = [[dataset.with_hard_labels() for dataset in row] for row in fresh]
     return ({"random-soft": fresh} if labelers and problem.rule.kind == "soft" else {}) | {"random-hard": hard}
 
 
@@ -191,6 +196,10 @@ def _check_names(options: DistillOptions) -> None:
         parse_model(name)
     if options.ensemble and options.experts < 2:
         raise OptionError(f"an ensemble needs at least 2 experts, got {options.experts}; use --experts 5")
+    if options.labels == "hard" and (options.top_k is not None or options.temperature != 1 or options.experts > 1):
+        raise OptionError("hard labels have no top-k, temperature or several experts; leave those out, or use --labels soft")
+    if options.expert_file is not None and options.expert_step is not None:
+        raise OptionError("--expert-file brings one finished network, so --expert-step has nothing to choose from; use one of them")
     if options.expert_file is not None and options.experts > 1:
         raise OptionError(f"--expert-file brings one expert, but --experts asks for {options.experts}; use one of them")
 
@@ -315,7 +324,7 @@ def _expert_record(experts: Experts, options: DistillOptions) -> dict[str, Any] 
         return None
     first = experts.trajectories[0] if experts.trajectories else None
     return {
-        "model": options.model,
+        "model": str(labeler.network.spec) if isinstance(labeler := experts.labelers[0], Expert) else options.model,
         "recipe": first.about["recipe"] if first else None,
         "count": options.experts,
         "ensemble": options.ensemble,
@@ -332,9 +341,9 @@ def _expert_test(experts: Experts, setting: Setting, plan: ExecutionPlan) -> dic
     chosen = [evaluate_labeler(labeler, setting.splits.test, plan).accuracy for labeler in experts.labelers]
     record: dict[str, Any] = {"test_accuracy": sum(chosen) / len(chosen)}
     if experts.trajectories:
-        trajectory = experts.trajectories[0]
-        last = evaluate_labeler(trajectory.at(trajectory.last.step), setting.splits.test, plan).accuracy
-        record |= {"last_step": trajectory.last.step, "last_test_accuracy": last}
+        step = experts.trajectories[0].last.step
+        last = [evaluate_labeler(trajectory.at(step), setting.splits.test, plan).accuracy for trajectory in experts.trajectories]
+        record |= {"last_step": step, "last_test_accuracy": sum(last) / len(last)}
     return record
 
 

@@ -2,8 +2,7 @@
 
 import json
 import platform
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import torch
 from limbeck import __version__, store
 from limbeck.cache import Cache
 from limbeck.data.splits import TestHandle
+from limbeck.data.tables import digest_rows
 from limbeck.errors import FileFormatError, LimbeckError, OptionError
 from limbeck.evaluate.evaluate import evaluate_labeler
 from limbeck.experts.expert import Expert, Labeler, labeler_of
@@ -42,18 +42,20 @@ def evaluate_file(
     source_options: OpenOptions | None = None,
     model: str | None = None,
     labels: Literal["stored", "hard"] = "stored",
-    seed: int = 0,
+    seed: int | None = None,
     cache: Cache | None = None,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
     """Evaluates a distilled file on the source that its provenance names (or on `source`), with both random-real baselines where they can be made.
 
-    The soft baseline needs the expert that labeled the file; it is made when the cache still has that expert and left out, with a note, otherwise.
+    Seeds default to the file's own. The soft baseline needs the expert that labeled the file; it is made when the cache still has that expert and left
+    out, with a note, otherwise.
     """
     cache = cache or Cache()
     dataset = DistilledDataset.load(file)
     if labels == "hard":
         dataset = dataset.with_hard_labels()
+    seed = int(dataset.provenance.get("seed", 0)) if seed is None else seed
     setting = _setting_of(dataset, source, source_options, reporter)
     model = model or _architecture_of(dataset)
     protocol = protocol_for(options.protocol, setting.spec)
@@ -63,7 +65,7 @@ def evaluate_file(
     if options.baselines:
         counts = tuple(np.bincount(dataset.owners.numpy(), minlength=len(dataset.classes)).tolist())
         problem = Problem(
-            setting.splits.train, setting.splits.validation, network, setting.pixels, counts, rule, protocol.recipe, Streams(seed)["evaluate"], plan
+            setting.splits.train, setting.splits.validation, network, setting.pixels, counts, rule, protocol.recipe, Streams(seed), plan
         )
         labeler = _labeler_of(dataset, cache) if dataset.labels.kind != "hard" else None
         if labeler is None and dataset.labels.kind != "hard":
@@ -113,9 +115,6 @@ def compare_rows(first: dict[str, Any], second: dict[str, Any]) -> Interval:
         if first[key] != second[key]:
             raise OptionError(f"the two results differ in {words} ({first[key]} and {second[key]}), so they are not paired; evaluate both alike")
     a, b = Evaluation.from_dict(first), Evaluation.from_dict(second)
-    if 1 in (a.accuracy.shape[1], b.accuracy.shape[1]):  # hard labels need no expert: one column stands for all
-        experts = max(a.accuracy.shape[1], b.accuracy.shape[1])
-        a, b = (replace(each, accuracy=np.repeat(each.accuracy, experts // each.accuracy.shape[1], axis=1)) for each in (a, b))
     if a.accuracy.shape != b.accuracy.shape:
         raise OptionError(
             f"the two results have {_shape_words(a.accuracy)} and {_shape_words(b.accuracy)}, so they are not paired; evaluate both with the same numbers"
@@ -140,6 +139,7 @@ def train_on_file(
     Test accuracy is measured when the source can be opened on this machine; a note says so when it cannot.
     """
     dataset = DistilledDataset.load(file)
+    refuse_overwriting(file, out)
     name = model or _architecture_of(dataset)
     network = Network(parse_model(name), dataset.shape, len(dataset.classes))
     recipe = protocol_for(protocol, source or str(dataset.provenance.get("source", ""))).recipe if protocol else dataset.recipe
@@ -163,31 +163,49 @@ def train_on_file(
     return {**result, "test_accuracy": evaluate_labeler(expert, test, plan).accuracy, "test_images": test.size, "students": 1}
 
 
+def refuse_overwriting(file: Path, out: Path) -> None:
+    """Raises `OptionError` when the result would replace the file that it is made from."""
+    if Path(out).resolve() == Path(file).resolve():
+        raise OptionError(f"the result would overwrite {str(file)!r} itself; give another place with --out")
+
+
 def _setting_of(dataset: DistilledDataset, source: str | None, options: OpenOptions | None, reporter: Reporter) -> Setting:
     provenance = dataset.provenance
     spec = source or provenance.get("source")
     if not isinstance(spec, str):
         raise OptionError("this file does not say which source it was made from; name it with --source")
-    if options is None:
-        made = dict(provenance.get("source_options", {})) if source is None else {}
-        size = made.get("size")
-        text = None if size is None else "x".join(str(side) for side in size) if isinstance(size, list) else str(size)
-        options = OpenOptions(
-            root=made.get("root"),
-            size=text,
-            channels=made.get("channels"),
-            skip_corrupt=bool(made.get("skip_corrupt", False)),
-            image_column=made.get("image_column"),
-            label_column=made.get("label_column"),
-            validation=provenance.get("validation_fraction", 0.1),
-        )
-    setting = Setting.open(spec, options, int(provenance.get("seed", 0)), reporter, pixels=dataset.pixels)
+    if source is None:
+        options = _stored_options(provenance, options)
+    try:
+        setting = Setting.open(spec, options or OpenOptions(), int(provenance.get("seed", 0)), reporter, pixels=dataset.pixels)
+    except LimbeckError as problem:
+        raise type(problem)(f"{problem} (the file names this source; give another with --source)" if source is None else str(problem)) from None
     expected = provenance.get("test_digest")
-    if source is None and expected is not None and setting.splits.test.digest != expected:
+    if expected is not None and setting.splits.test.digest != expected:
         reporter.note(
             f"the test images of {spec} are not those that this file's numbers were measured on; results are not comparable with its record"
         )
+    shared = np.isin(digest_rows(dataset.images.flatten(1).numpy()), setting.splits.test.open_for_measurement().record_digests()).sum()
+    if shared:
+        reporter.note(f"{shared} of the {len(dataset)} distilled images are test images of {spec}: its accuracy is not a measurement")
     return setting
+
+
+def _stored_options(provenance: Mapping[str, Any], given: OpenOptions | None) -> OpenOptions:
+    """How the file's own source was opened; what the user gave now comes before it."""
+    made = dict(provenance.get("source_options", {}))
+    size = made.get("size")
+    stored = {
+        "root": made.get("root"),
+        "size": None if size is None else "x".join(str(side) for side in size) if isinstance(size, list) else str(size),
+        "channels": made.get("channels"),
+        "skip_corrupt": bool(made.get("skip_corrupt", False)),
+        "image_column": made.get("image_column"),
+        "label_column": made.get("label_column"),
+        "validation": provenance.get("validation_fraction", 0.1),
+    }
+    chosen = {} if given is None else {key: getattr(given, key) for key in stored if key in given.model_fields_set}
+    return OpenOptions(**{**stored, **chosen})
 
 
 def _architecture_of(dataset: DistilledDataset) -> str:

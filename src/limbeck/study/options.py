@@ -30,7 +30,6 @@ class OpenOptions(BaseModel):
     image_column: Annotated[str | None, Field(description="column of the images in a Parquet or Hugging Face table")] = None
     label_column: Annotated[str | None, Field(description="column of the labels in a Parquet or Hugging Face table")] = None
     validation: Annotated[float, Field(description="fraction of train kept for choosing")] = 0.1
-    pixels: Annotated[str, Field(description="pixel space: raw, normalize, zca-mtt, zca-kip, zca-frepo")] = "normalize"
 
 
 class EvaluationOptions(BaseModel):
@@ -56,6 +55,7 @@ class DistillOptions(OpenOptions, EvaluationOptions):
 
     ipc: Annotated[str | None, Field(description="images per class: a number, or 'proportional' to the class sizes")] = None
     bytes: Annotated[str | None, Field(description="byte budget for images, labels and decoder: 100kB, 2MiB")] = None
+    pixels: Annotated[str, Field(description="pixel space: raw, normalize, zca-mtt, zca-kip, zca-frepo")] = "normalize"
     method: Annotated[str, Field(description="see: limbeck ls methods")] = "random-real"
     selector: Annotated[str, Field(description="which real images: random, herding, k-center, ce-quantile:0..9")] = "random"
     model: Annotated[str, Field(description="architecture of expert and students: convnet, convnet-d3-w64, resnet18, mlp, module:factory")] = (

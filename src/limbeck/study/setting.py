@@ -24,8 +24,8 @@ class Setting:
     pixels: PixelSpace
 
     @staticmethod
-    def open(spec: str, options: OpenOptions, seed: int, reporter: Reporter, *, pixels: PixelSpace | None = None) -> "Setting":
-        """Opens and splits the source and fits the pixel space on train (unless one is given)."""
+    def open(spec: str, options: OpenOptions, seed: int, reporter: Reporter, *, pixels: PixelSpace | str) -> "Setting":
+        """Opens and splits the source and fits the named pixel space on train (or takes the given one)."""
         size = parse_size(options.size)
         source = open_source(
             spec,
@@ -39,7 +39,7 @@ class Setting:
         splits = Splits.make(source, seed=seed, validation=options.validation)
         for note in splits.notes:
             reporter.note(note)
-        return Setting(spec, source, splits, pixels if pixels is not None else fit_pixel_space(options.pixels, splits.train))
+        return Setting(spec, source, splits, fit_pixel_space(pixels, splits.train) if isinstance(pixels, str) else pixels)
 
     def network(self, model: str) -> Network:
         """The named architecture for these images and classes."""

@@ -1,13 +1,19 @@
 """A network as a function of its parameters, so that one module serves any number of students, snapshots and experts."""
 
+import hashlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from limbeck import store
 from limbeck.models import ModelSpec, build
 from limbeck.streams import Streams
 from limbeck.train.losses import make_loss
@@ -32,6 +38,16 @@ class Network:
     def module(self) -> nn.Module:
         """The shared template; its own weights mean nothing."""
         return _template(self)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a cached result of this network hangs on, as plain JSON: the specification and, for a user's factory, its file and initial state."""
+        task: dict[str, Any] = self.spec.to_dict()
+        if self.spec.is_factory:
+            source = inspect.getsourcefile(import_module(self.spec.name.partition(":")[0]))
+            code = Path(source).read_bytes() if source else b""
+            task["code"] = [hashlib.sha256(code).hexdigest(), store.content_digest({}, self.module.state_dict())]
+        return task
 
     @property
     def parameter_names(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """`Evaluation`: accuracies over image draws x experts x students, and intervals that say which variance they cover."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -87,8 +87,8 @@ def _t(level: float, freedom: float) -> float:
 class Evaluation:
     """How students of one kind of set did on the test split.
 
-    `accuracy`, `loss` and `worst_class` have shape [draws, experts, students]; accuracy is the last epoch's, as a fraction, and loss is in nats. `seeds` holds the
-    student numbers, `sets` the digest of the set of each draw and expert. `seconds` is training and scoring time, 0 for students taken from the cache.
+    `accuracy`, `loss` and `worst_class` have shape [draws, experts, students]; accuracy is the last epoch's, as a fraction, and loss is in nats.
+    `sets` holds the digest of the set of each draw and expert. `seconds` is training and scoring time, 0 for students taken from the cache.
     """
 
     name: str
@@ -107,7 +107,6 @@ class Evaluation:
     seed: int
     diverged: int = 0
     seconds: float = 0.0
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def interval(self) -> Interval:
