@@ -43,6 +43,8 @@ def section(name: str, record: dict[str, Any]) -> str:
         if rung:
             scores = ", ".join(f"{trial['candidate']}: {100 * trial['mean']:.1f}" for trial in rung)
             lines.append(f"- Students on validation after {rung[0]['fraction']:.0%} of training, by the expert's step: {scores}.")
+    if "remark" in record:
+        lines.append(f"- {record['remark']}")
     seconds = record["seconds"]["total"]
     lines += [
         f"- {duration(seconds)} in all on {record['machine']}; plan of the students: {record['plan']['strategy']}, {record['plan']['precision']}.",

@@ -94,4 +94,4 @@ def test_a_file_cannot_make_limbeck_import_code(run: Path, tmp_path: Path) -> No
 
 
 def test_records_are_json_without_nan(run: Path) -> None:
-    json.dumps(load_record(run), allow_nan=False)
+    assert json.loads(json.dumps(load_record(run), allow_nan=False)) == load_record(run)
