@@ -95,3 +95,29 @@ def test_a_file_cannot_make_limbeck_import_code(run: Path, tmp_path: Path) -> No
 
 def test_records_are_json_without_nan(run: Path) -> None:
     assert json.loads(json.dumps(load_record(run), allow_nan=False)) == load_record(run)
+
+
+def test_distilled_images_that_are_test_images_are_noticed(run: Path, tmp_path: Path) -> None:
+    from limbeck.data.opening import open_source
+    from limbeck.data.splits import Splits
+    from limbeck.progress import Reporter
+
+    heard: list[str] = []
+
+    class Listening(Reporter):
+        def note(self, message: str) -> None:
+            heard.append(message)
+
+    dataset = DistilledDataset.load(run / FILE)
+    test = Splits.make(open_source("digits"), seed=0).test.open_for_measurement()
+    leaked = DistilledDataset(**{**vars(dataset), "images": test.read(range(len(dataset)))})
+    leaked.save(tmp_path / "leaked.safetensors")
+    train_on_file(tmp_path / "leaked.safetensors", tmp_path / "model.safetensors", model="softmax", protocol="tiny", reporter=Listening())
+    assert "20 of the 20 distilled images are test images of digits: its accuracy is not a measurement" in heard
+
+
+def test_a_result_never_overwrites_the_file_it_is_made_from(run: Path) -> None:
+    before = (run / FILE).read_bytes()
+    with pytest.raises(OptionError, match="the result would overwrite .* itself; give another place with --out"):
+        train_on_file(run / FILE, run / FILE, model="softmax")
+    assert (run / FILE).read_bytes() == before

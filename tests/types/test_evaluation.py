@@ -147,7 +147,6 @@ def evaluation(**changes: Any) -> Evaluation:
         "plan": {"device": "cpu"},
         "recipe": {"epochs": 1},
         "seed": 3,
-        "extra": {"note": "x"},
     }
     return Evaluation(**{**given, **changes})
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck import store
 from limbeck.cache import Cache
 from limbeck.data.splits import TestHandle
-from limbeck.data.tables import ImageTable
+from limbeck.data.tables import ImageTable, digest_rows
 from limbeck.errors import FileFormatError, OptionError
 from limbeck.evaluate.protocols import Protocol
 from limbeck.experts.expert import Labeler
@@ -99,6 +99,12 @@ def evaluate_labeler(labeler: Labeler, test: TestHandle, plan: ExecutionPlan) ->
     if len(table) == 0:
         raise OptionError("there are no test images, so nothing can be measured; use a source with more images")
     return score_logits(labeler.logits(table, plan), torch.from_numpy(table.labels.copy()))
+
+
+def images_shared_with_test(dataset: DistilledDataset, test: TestHandle) -> int:
+    """How many images of a set are test images, by their pixels. Sources that compare encoded files instead of pixels give 0."""
+    pixels = digest_rows(dataset.images.flatten(1).numpy())
+    return int(np.isin(pixels, test.open_for_measurement().record_digests()).sum())
 
 
 def _student_streams(seed: int, draw: int, expert: int, student: int) -> Streams:

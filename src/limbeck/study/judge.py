@@ -12,9 +12,8 @@ import torch
 from limbeck import __version__, store
 from limbeck.cache import Cache
 from limbeck.data.splits import TestHandle
-from limbeck.data.tables import digest_rows
 from limbeck.errors import FileFormatError, LimbeckError, OptionError
-from limbeck.evaluate.evaluate import evaluate_labeler
+from limbeck.evaluate.evaluate import evaluate_labeler, images_shared_with_test
 from limbeck.experts.expert import Expert, Labeler, labeler_of
 from limbeck.experts.trajectory import find_trajectory
 from limbeck.labels.rules import LabelRule
@@ -185,7 +184,7 @@ def _setting_of(dataset: DistilledDataset, source: str | None, options: OpenOpti
         reporter.note(
             f"the test images of {spec} are not those that this file's numbers were measured on; results are not comparable with its record"
         )
-    shared = np.isin(digest_rows(dataset.images.flatten(1).numpy()), setting.splits.test.open_for_measurement().record_digests()).sum()
+    shared = images_shared_with_test(dataset, setting.splits.test)
     if shared:
         reporter.note(f"{shared} of the {len(dataset)} distilled images are test images of {spec}: its accuracy is not a measurement")
     return setting
