@@ -3,6 +3,7 @@
 Every expensive part is cached under its content, so the same command continues where it was stopped and ends in the same bytes.
 """
 
+import math
 import platform
 import time
 from collections.abc import Sequence
@@ -97,24 +98,10 @@ def distill(
     dataset.save(out / FILE)
 
     record: dict[str, Any] = {
-        "format": 1,
+        **describe_job(dataset, setting, protocol, plan, rule, options.seed),
         "title": f"{source}, {_budget_words(counts)}, {options.method}",
         "command": command,
-        "source": setting.describe(),
-        "method": options.method,
-        "label_rule": rule.model_dump(mode="json"),
-        "counts": list(counts),
-        "bytes": dataset.bytes,
-        "full_data_bytes": len(setting.splits.train) * int(torch.tensor(dataset.shape).prod()),
-        "digest": dataset.digest,
-        "seed": options.seed,
-        "protocol": protocol.model_dump(mode="json"),
-        "evaluations": [],
         "expert": _expert_record(experts, options),
-        "plan": plan.model_dump(),
-        "provenance": {key: value for key, value in dataset.provenance.items() if key != "indices"},
-        "machine": f"{plan.threads} threads, {platform.machine()}, torch {torch.__version__}",
-        "versions": {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     if options.evaluate:
         lap = time.monotonic()
@@ -126,6 +113,28 @@ def distill(
     record["seconds"] = {**{key: round(value, 1) for key, value in seconds.items()}, "total": round(time.monotonic() - started, 1)}
     store.write_json(out / RECORD, record)
     return dataset, record
+
+
+def describe_job(dataset: DistilledDataset, setting: Setting, protocol: Protocol, plan: ExecutionPlan, rule: LabelRule, seed: int) -> dict[str, Any]:
+    """What every record says of its set, source, protocol and machine; its evaluations are still to come."""
+    return {
+        "format": 1,
+        "source": setting.describe(),
+        "method": dataset.provenance.get("method", "unknown"),
+        "label_rule": rule.model_dump(mode="json"),
+        "counts": torch.bincount(dataset.owners.long(), minlength=len(dataset.classes)).tolist(),
+        "bytes": dataset.bytes,
+        "full_data_bytes": len(setting.splits.train) * math.prod(dataset.shape),
+        "digest": dataset.digest,
+        "seed": seed,
+        "protocol": protocol.model_dump(mode="json"),
+        "evaluations": [],
+        "expert": None,
+        "plan": plan.model_dump(),
+        "provenance": {key: value for key, value in dataset.provenance.items() if key != "indices"},
+        "machine": f"{plan.threads} threads, {platform.machine()}, torch {torch.__version__}",
+        "versions": {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
 
 
 def evaluate_kinds(

@@ -1,7 +1,6 @@
 """Jobs that start from a distilled file: evaluate it, compare it, train a user's own model on it."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from limbeck import __version__, store
+from limbeck import store
 from limbeck.cache import Cache
 from limbeck.data.splits import TestHandle
 from limbeck.errors import FileFormatError, LimbeckError, OptionError
@@ -22,7 +21,7 @@ from limbeck.models import parse_model
 from limbeck.models.spec import ModelSpec
 from limbeck.progress import SILENT, Reporter
 from limbeck.streams import Streams
-from limbeck.study.distill import RECORD, evaluate_kinds, protocol_for, random_baselines, student_plan
+from limbeck.study.distill import RECORD, describe_job, evaluate_kinds, protocol_for, random_baselines, student_plan
 from limbeck.study.options import EvaluationOptions, OpenOptions
 from limbeck.study.setting import Setting
 from limbeck.train.examples import Examples
@@ -72,24 +71,10 @@ def evaluate_file(
         kinds |= random_baselines(problem, (labeler,) if labeler else (), 1, reporter)
     rows = evaluate_kinds(kinds, setting, model, protocol, options, seed, cache, reporter, plan=plan)
     return {
-        "format": 1,
+        **describe_job(dataset, setting, protocol, plan, rule, seed),
         "title": f"{Path(file).name} on {setting.spec}",
         "file": str(file),
-        "digest": dataset.digest,
-        "source": setting.describe(),
-        "method": dataset.provenance.get("method", "unknown"),
-        "label_rule": rule.model_dump(mode="json"),
-        "counts": np.bincount(dataset.owners.numpy(), minlength=len(dataset.classes)).tolist(),
-        "bytes": dataset.bytes,
-        "full_data_bytes": len(setting.splits.train) * int(np.prod(dataset.shape)),
-        "seed": seed,
-        "protocol": protocol.model_dump(mode="json"),
         "evaluations": rows,
-        "expert": None,
-        "plan": plan.model_dump(),
-        "provenance": {key: value for key, value in dataset.provenance.items() if key != "indices"},
-        "machine": f"{plan.threads} threads, {platform.machine()}, torch {torch.__version__}",
-        "versions": {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 
 
