@@ -149,7 +149,11 @@ def test_damaged_files_are_one_sentence(tmp_path: Path, zipped: bool) -> None:
     whole = (tmp_path / "whole.pt").read_bytes()
     cuts = [whole[: len(whole) * part // 12] for part in range(12)]
     places = range(0, len(whole), max(1, len(whole) // 60))
-    for content in [*cuts, *(whole[:at] + bytes([whole[at] ^ 0x15]) + whole[at + 1 :] for at in places)]:
+    for content in cuts:
+        (tmp_path / "net.pt").write_bytes(content)
+        with pytest.raises(FileFormatError):
+            load_expert(tmp_path / "net.pt", NET, PixelSpace())
+    for content in (whole[:at] + bytes([whole[at] ^ 0x15]) + whole[at + 1 :] for at in places):
         (tmp_path / "net.pt").write_bytes(content)
         with suppress(FileFormatError):
             load_expert(tmp_path / "net.pt", NET, PixelSpace())
