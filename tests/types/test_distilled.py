@@ -114,7 +114,7 @@ class Hostile:
     ("change", "words"),
     [
         ({"images": torch.full((9, 1, 8, 8), torch.nan)}, "images hold values that are not finite; use an intact file"),
-        ({"images": torch.zeros(9, 1, 8, 8, dtype=torch.int32)}, "images must be uint8 or float32, got torch.int32"),
+        ({"images": torch.zeros(9, 1, 8, 8, dtype=torch.int32)}, "images must be uint8, float32 or float16, got torch.int32"),
         ({"images": torch.zeros(9, 64, dtype=torch.uint8)}, None),
         (
             {"images": torch.zeros(0, 1, 8, 8, dtype=torch.uint8), "owners": torch.zeros(0, dtype=torch.uint8)},

@@ -14,6 +14,7 @@ from limbeck.data.tables import ImageTable
 from limbeck.errors import FileFormatError, LimbeckError, OptionError
 from limbeck.models import ModelSpec
 from limbeck.progress import Tick
+from limbeck.train.examples import StoredImages
 from limbeck.train.fit import predict
 from limbeck.train.network import Network, State
 from limbeck.types.pixels import PixelSpace
@@ -35,6 +36,10 @@ class Labeler(Protocol):
         """Logits of every image of a table, float32."""
         ...
 
+    def logits_of(self, images: "ImageTable | StoredImages", pixels: PixelSpace, plan: ExecutionPlan) -> Float[Tensor, "N K"]:
+        """Logits of images that have a pixel space of their own, such as those of a distilled set in network space."""
+        ...
+
 
 @dataclass(frozen=True)
 class Expert:
@@ -49,6 +54,14 @@ class Expert:
     def logits(self, table: ImageTable, plan: ExecutionPlan, *, tick: Tick = lambda units: None) -> Float[Tensor, "N K"]:
         """Logits of every image of a table, in the expert's own pixel space, float32, images not augmented."""
         return predict(self.network, self.state, table, self.pixels, plan, tick=tick)
+
+    def logits_of(self, images: "ImageTable | StoredImages", pixels: PixelSpace, plan: ExecutionPlan) -> Float[Tensor, "N K"]:
+        """Logits of images in the pixel space `pixels`, which must be of the same steps as the expert's own."""
+        if pixels.header()["steps"] != self.pixels.header()["steps"]:
+            raise OptionError(
+                f"the expert sees pixels after {self.pixels.header()['steps']} but the images are after {pixels.header()['steps']}; use the same --pixels for both"
+            )
+        return predict(self.network, self.state, images, pixels, plan)
 
     def save(self, path: Path, about: dict[str, Any]) -> str:
         """Writes the snapshot and returns its digest. `about` is plain JSON kept in the header."""
@@ -102,6 +115,9 @@ class Ensemble:
 
     def logits(self, table: ImageTable, plan: ExecutionPlan, *, tick: Tick = lambda units: None) -> Float[Tensor, "N K"]:
         return torch.stack([member.logits(table, plan, tick=tick) for member in self.members]).mean(0)
+
+    def logits_of(self, images: "ImageTable | StoredImages", pixels: PixelSpace, plan: ExecutionPlan) -> Float[Tensor, "N K"]:
+        return torch.stack([member.logits_of(images, pixels, plan) for member in self.members]).mean(0)
 
 
 def labeler_of(experts: Sequence[Expert]) -> Labeler:

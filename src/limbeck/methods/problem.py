@@ -14,6 +14,7 @@ from limbeck.data.splits import TestHandle
 from limbeck.data.tables import ImageTable
 from limbeck.errors import OptionError
 from limbeck.experts.expert import Labeler
+from limbeck.experts.trajectory import Trajectory
 from limbeck.labels.rules import LabelRule
 from limbeck.streams import Streams
 from limbeck.train.network import Network
@@ -24,7 +25,10 @@ from limbeck.types.recipe import Recipe
 
 @dataclass(frozen=True)
 class Problem:
-    """Train and validation tables, the network to distil for, the expert, how labels are made, and how many images each class gets (`counts` [K])."""
+    """Train and validation tables, the network to distil for, the expert, how labels are made, and how many images each class gets (`counts` [K]).
+
+    `trajectories` are there for methods that match them or draw networks from them.
+    """
 
     train: ImageTable
     validation: ImageTable
@@ -36,6 +40,7 @@ class Problem:
     streams: Streams
     plan: ExecutionPlan
     expert: Labeler | None = None
+    trajectories: tuple[Trajectory, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -2,13 +2,12 @@
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from limbeck.data.tables import Subset
 from limbeck.labels.rules import make_labels
 from limbeck.methods import SELECTORS
+from limbeck.methods.driver import Metrics, State, Turn
 from limbeck.methods.problem import Problem
 from limbeck.types.distilled import DistilledDataset
 
@@ -41,18 +40,19 @@ class RandomReal:
         """Nothing is optimized."""
         return 0
 
-    def init(self, problem: Problem) -> Int[Tensor, " N"]:
+    def init(self, problem: Problem) -> State:
         """The state is the chosen training indices, class by class."""
         select = SELECTORS[self._selector]
-        return torch.cat([select(problem, number, count, self._argument) for number, count in enumerate(problem.counts) if count])
+        return {"indices": torch.cat([select(problem, number, count, self._argument) for number, count in enumerate(problem.counts) if count])}
 
-    def step(self, problem: Problem, state: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    def step(self, problem: Problem, state: State, turn: Turn) -> tuple[State, Metrics]:
         """There is nothing to improve: the state is final."""
-        return state
+        return state, {}
 
-    def finish(self, problem: Problem, state: Int[Tensor, " N"]) -> DistilledDataset:
+    def finish(self, problem: Problem, state: State) -> DistilledDataset:
         """Labels the chosen images."""
-        chosen = Subset(problem.train, np.asarray(state))
+        indices = state["indices"].cpu()
+        chosen = Subset(problem.train, np.asarray(indices))
         owners = torch.from_numpy(chosen.labels.copy())
         soft = problem.rule.kind == "soft" and problem.expert is not None
         logits = problem.expert.logits(chosen, problem.plan) if soft and problem.expert is not None else None
@@ -64,5 +64,5 @@ class RandomReal:
             classes=chosen.classes,
             recipe=problem.recipe,
             architecture=problem.network.spec.to_dict(),
-            provenance={**problem.provenance, "indices": state.tolist()},
+            provenance={**problem.provenance, "indices": indices.tolist()},
         )

@@ -11,7 +11,7 @@ from limbeck.data.augment import parse_augment
 from limbeck.data.tables import ImageTable
 from limbeck.progress import Tick
 from limbeck.streams import Streams
-from limbeck.train.examples import Examples
+from limbeck.train.examples import Examples, StoredImages
 from limbeck.train.network import Network, State, compiled_loss_of_state, loss_of_state
 from limbeck.train.plan import threads
 from limbeck.types.pixels import PixelSpace
@@ -95,7 +95,14 @@ def fit(
 
 
 def predict(
-    network: Network, state: State, table: ImageTable, pixels: PixelSpace, plan: ExecutionPlan, *, tick: Tick = lambda units: None, batch: int = 256
+    network: Network,
+    state: State,
+    table: ImageTable | StoredImages,
+    pixels: PixelSpace,
+    plan: ExecutionPlan,
+    *,
+    tick: Tick = lambda units: None,
+    batch: int = 256,
 ) -> Float[Tensor, "M K"]:
     """Logits of every image of a table, on the CPU, float32, in evaluation mode. Always computed in float32: labels and scores are never rounded by a plan."""
     device = torch.device(plan.device)

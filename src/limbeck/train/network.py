@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from limbeck import store
+from limbeck.errors import OptionError
 from limbeck.models import ModelSpec, build
 from limbeck.streams import Streams
 from limbeck.train.losses import make_loss
@@ -72,6 +73,16 @@ class Network:
         assert isinstance(logits, Tensor)
         return logits
 
+    def features(self, state: Mapping[str, Tensor], images: Float[Tensor, "B C H W"], *, training: bool = False) -> Float[Tensor, "B F"]:
+        """The embedding that the head sees (`limbeck.models.classifier.Classifier.features`); a user's own module needs a `features` method for it."""
+        module = self.module
+        if not hasattr(module, "features"):
+            raise OptionError(f"{self.spec} has no `features` method, so it gives no embedding; add one, or use a model of limbeck's table")
+        module.train(training)
+        embedding = torch.func.functional_call(_Features(module), {f"model.{name}": tensor for name, tensor in state.items()}, (images,))
+        assert isinstance(embedding, Tensor)
+        return embedding
+
     def loaded(self, state: Mapping[str, Tensor]) -> nn.Module:
         """A module of its own that holds the state: what a user of plain PyTorch wants."""
         module = build(self.spec, shape=self.shape, classes=self.classes, generator=torch.Generator().manual_seed(0))
@@ -81,6 +92,18 @@ class Network:
     def flops(self) -> int:
         """Multiply-adds counted twice, of one forward pass of one image."""
         return _flops(self)
+
+
+class _Features(nn.Module):
+    """A classifier whose forward pass stops at the embedding."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        embedding: Tensor = self.model.features(images)  # type: ignore[operator]
+        return embedding
 
 
 @lru_cache(maxsize=64)

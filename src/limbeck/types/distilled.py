@@ -24,7 +24,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class DistilledDataset:
-    """N images [N, C, H, W] (uint8 when real, float32 otherwise) with labels over K classes and everything needed to train on them.
+    """N images [N, C, H, W] (uint8 when real, float32 or float16 otherwise) with labels over K classes and everything needed to train on them.
 
     `owners` [N] is the class in whose name each image was made; `step_size` a learned learning rate or None; `recipe` the recommended training;
     `architecture` the network that it was made for; `provenance` plain JSON: method, options, seeds, digests of every ancestor, versions.
@@ -48,9 +48,9 @@ class DistilledDataset:
             raise FileFormatError(
                 f"a distilled dataset needs images [N, C, H, W] with N >= 1, got shape {tuple(self.images.shape)}; use an intact file"
             )
-        if self.images.dtype not in (torch.uint8, torch.float32):
-            raise FileFormatError(f"images must be uint8 or float32, got {self.images.dtype}; use an intact file")
-        if self.images.dtype == torch.float32 and not bool(torch.isfinite(self.images).all()):
+        if self.images.dtype not in (torch.uint8, torch.float32, torch.float16):
+            raise FileFormatError(f"images must be uint8, float32 or float16, got {self.images.dtype}; use an intact file")
+        if self.images.is_floating_point() and not bool(torch.isfinite(self.images).all()):
             raise FileFormatError("images hold values that are not finite; use an intact file")
         if self.owners.ndim != 1 or self.owners.is_floating_point():
             raise FileFormatError(

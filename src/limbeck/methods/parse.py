@@ -1,0 +1,40 @@
+"""A method as the user writes it: ``dm``, ``dm@smoke`` (a named recipe), ``dm:steps=200,image_lr=1`` (options), or both."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from limbeck.errors import OptionError, nearest
+from limbeck.methods import METHODS
+from limbeck.methods.driver import Method
+
+
+def parse_method(text: str, **given: Any) -> Method:
+    """The method with its options; `given` are further options, used where the text says nothing (None counts as nothing).
+
+    Every method has ``Options`` (a pydantic model) and may have ``recipes``: names of settings. Raises `OptionError`, one sentence, for an unknown name,
+    recipe, option or value.
+    """
+    head, _, tail = text.partition(":")
+    name, at, recipe = head.partition("@")
+    kind = METHODS[name]
+    recipes: dict[str, dict[str, Any]] = getattr(kind, "recipes", {})
+    if at and recipe not in recipes:
+        raise OptionError(f"method {name} has no recipe {recipe!r}; {nearest(recipe, recipes) if recipes else 'it has none'}")
+    fields = kind.Options.model_fields
+    options = {key: value for key, value in given.items() if value is not None and key in fields} | recipes.get(recipe, {})
+    for part in filter(None, tail.split(",")):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value:
+            raise OptionError(f"options of {name} are written key=value, got {part.strip()!r}; write for example {name}:steps=200")
+        if key not in fields:
+            raise OptionError(f"method {name} has no option {key!r}; {nearest(key, fields)}")
+        options[key] = None if value == "none" else value
+    try:
+        made: Method = kind(kind.Options(**options))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise OptionError(
+            f"option {fault['loc'][0]} of method {name}: {fault['msg'][:1].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
+        ) from None
+    return made
