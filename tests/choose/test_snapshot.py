@@ -59,9 +59,9 @@ def test_each_rung_keeps_the_best_third_and_trains_longer(tmp_path: Path) -> Non
 def test_rungs_shorten_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[tuple[int | None, int | None]] = []
 
-    def record(dataset, net, recipe, *rest):  # type: ignore[no-untyped-def]
-        lengths.append((recipe.epochs, recipe.steps))
-        return 0.5
+    def record(asked, net, recipe, *rest):  # type: ignore[no-untyped-def]
+        lengths.extend([(recipe.epochs, recipe.steps)] * len(asked))
+        return [0.5] * len(asked)
 
     monkeypatch.setattr(module, "_judge", record)
     assert choose(tmp_path, [4, 2]).best == 2  # ties go to the earlier step
@@ -74,9 +74,9 @@ def test_rungs_shorten_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_candidates_share_student_seeds_and_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, object, tuple[str, ...]]] = []
 
-    def record(dataset, net, recipe, judges, streams, plan, cache):  # type: ignore[no-untyped-def]
-        seen.append((dataset.provenance["step"], streams, judges.digest))
-        return 0.5
+    def record(asked, net, recipe, judges, plan, cache, tick):  # type: ignore[no-untyped-def]
+        seen.extend((each.dataset.provenance["step"], each.streams, judges.digest) for each in asked)
+        return [0.5] * len(asked)
 
     monkeypatch.setattr(module, "_judge", record)
     choose(tmp_path, [1, 2], rungs=((1.0, 3),))
@@ -103,7 +103,7 @@ def test_a_single_candidate_is_taken_without_training(tmp_path: Path) -> None:
 def test_a_second_choice_trains_nothing_and_damaged_entries_are_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = choose(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "train_student", None)
+        patch.setattr(module, "train_students", None)
         assert choose(tmp_path) == first
     for content, path in zip(["{", "[]", "null", "{}", '{"accuracy": null}'], sorted((tmp_path / "trials").iterdir()), strict=False):
         path.write_text(content)
@@ -145,7 +145,7 @@ def test_the_learning_rate_that_learns_wins(tmp_path: Path) -> None:
 def test_the_smaller_of_equally_good_rates_wins_and_a_second_search_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = rates(tmp_path, [1e-12, 1e-13])
     assert first[0] == 1e-13
-    monkeypatch.setattr(module, "train_student", None)
+    monkeypatch.setattr(module, "train_students", None)
     assert rates(tmp_path, [1e-12, 1e-13]) == first
 
 

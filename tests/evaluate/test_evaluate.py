@@ -28,7 +28,7 @@ PROTOCOL = Protocol(name="tiny", version=2, recipe=Recipe(lr=0.05, batch_size=16
 
 def run(root: Path, sets: list[list[DistilledDataset]], *, test: ArrayTable = TEST, net: Network | None = None, **options: object) -> Evaluation:
     net = net or network(classes=len(test.classes))
-    return evaluate("a set", sets, net, PROTOCOL, TestHandle(test), plan=PLAN, cache=Cache(root), **{"students": 2, **options})  # type: ignore[arg-type]
+    return evaluate("a set", sets, net, PROTOCOL, TestHandle(test), cache=Cache(root), **{"students": 2, "plan": PLAN, **options})  # type: ignore[arg-type]
 
 
 def good(seed: int = 0) -> DistilledDataset:
@@ -100,8 +100,8 @@ def test_permuting_classes_everywhere_leaves_accuracy_unchanged(tmp_path: Path, 
 def test_finished_students_are_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(tmp_path, [[good()]], students=2)
     trained = []
-    real = module.train_student
-    monkeypatch.setattr(module, "train_student", lambda *arguments: trained.append(1) or real(*arguments))
+    real = module.train_students
+    monkeypatch.setattr(module, "train_students", lambda *arguments: trained.append(1) or real(*arguments))
     again = run(tmp_path, [[good()]], students=3)
     assert trained == [1]
     assert np.array_equal(again.loss[:, :, :2], first.loss)
@@ -199,3 +199,14 @@ def test_only_measuring_code_opens_the_test_split() -> None:
     }
     assert openers
     assert all(opener.split("/")[0] in ("evaluate", "analyze", "leak") for opener in openers), openers
+
+
+def test_students_that_train_at_once_are_those_that_train_alone(tmp_path: Path) -> None:
+    alone = run(tmp_path / "alone", [[good()], [good(1)]], students=3)
+    together = run(tmp_path / "together", [[good()], [good(1)]], students=3, plan=PLAN.model_copy(update={"models": 4}))
+    assert np.allclose(alone.loss, together.loss, atol=1e-4)
+    assert np.array_equal(alone.accuracy, together.accuracy)
+    for path in list((tmp_path / "together" / "students").iterdir())[::2]:
+        path.unlink()
+    again = run(tmp_path / "together", [[good()], [good(1)]], students=3, plan=PLAN.model_copy(update={"models": 4}))
+    assert np.array_equal(together.loss, again.loss)

@@ -33,6 +33,12 @@ def test_published_parameter_counts(text, shape, classes, count):
     assert size(new(text, shape, classes)) == count
 
 
+def test_tiny_is_the_same_network_with_16_channels():
+    tiny, narrow = new("convnet-tiny", (3, 32, 32), 10), new("convnet-w16", (3, 32, 32), 10)
+    assert size(tiny) == 7_754
+    assert all(map(torch.equal, tiny.state_dict().values(), narrow.state_dict().values()))
+
+
 def test_default_depths():
     sides = {2: 1, 3: 1, 4: 1, 8: 1, 16: 2, 24: 3, 28: 3, 32: 3, 64: 4, 128: 5, 256: 6}
     assert {side: default_depth(side, side) for side in sides} == sides

@@ -13,6 +13,7 @@ from limbeck.models import MODELS, ModelSpec, parse_model
 def test_defaults_are_filled_in():
     assert parse_model("convnet").to_dict() == {"name": "convnet", "options": {"width": 128, "depth": None, "norm": "instance"}}
     assert parse_model("resnet18-bn").options["norm"] == "batch"
+    assert parse_model("convnet-tiny").options == {"width": 16, "depth": None, "norm": "instance"}
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,7 @@ def test_defaults_are_filled_in():
         ("mlp-d3-w32", "mlp:width=32,depth=3"),
         ("resnet18-w32", "resnet18:width=32"),
         ("resnet18-bn-w32", "resnet18-bn:width=32"),
+        ("convnet-tiny-d2", "convnet-tiny:depth=2,width=16"),
     ],
 )
 def test_two_texts_of_one_model_are_equal_and_hash_alike(text, same):
@@ -51,8 +53,8 @@ def test_a_factory_is_recognized_and_not_imported():
     [
         (
             "convnt",
-            "unknown model 'convnt'; did you mean 'convnet'? known: convnet, mlp, resnet18, resnet18-bn, softmax, "
-            "or package.module:function for your own",
+            "unknown model 'convnt'; did you mean 'convnet'? known: alexnet, convnet, convnet-tiny, lenet, mlp, resnet18, resnet18-ap, resnet18-bn, "
+            "resnet32, softmax, vgg11, timm:NAME, or package.module:function for your own",
         ),
         ("convnet:widht=3", "model convnet has no option 'widht'; did you mean 'width'? known: depth, norm, width"),
         ("softmax:width=3", "model softmax has no option 'width'; it takes none"),

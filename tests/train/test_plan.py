@@ -9,7 +9,7 @@ LARGE = network("convnet", classes=10, shape=(3, 32, 32))
 
 
 def test_short_jobs_stay_eager_and_long_ones_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbeck.train.plan._compiler", lambda: "g++")
+    monkeypatch.setattr("limbeck.train.plan.compiler", lambda: "g++")
     monkeypatch.setattr("limbeck.train.plan._native_bfloat16", lambda: False)
     short, long = plan_for(LARGE, 100, device="cpu", threads=1), plan_for(LARGE, 10**7, device="cpu", threads=1)
     assert (short.strategy, short.precision, short.threads) == ("eager", "float32", 1)
@@ -19,8 +19,11 @@ def test_short_jobs_stay_eager_and_long_ones_are_compiled(monkeypatch: pytest.Mo
 
 
 def test_without_a_compiler_or_narrow_arithmetic_a_plan_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbeck.train.plan._compiler", lambda: None)
-    assert (plan_for(LARGE, 10**7, device="cpu").strategy, plan_for(LARGE, 10**7, device="cpu").reason) == ("eager", "no C++ compiler found: eager")
+    monkeypatch.setattr("limbeck.train.plan.compiler", lambda: None)
+    assert (plan_for(LARGE, 10**7, device="cpu").strategy, plan_for(LARGE, 10**7, device="cpu").reason) == (
+        "eager",
+        "no C++ compiler found: eager, with the same results but slower",
+    )
 
 
 @pytest.mark.parametrize(("model", "least", "most"), [("convnet", 16, 64), ("convnet-d1-w8", 1024, 1024), ("convnet:norm=batch", 0, 0)])
@@ -37,10 +40,27 @@ def test_devices_that_are_not_there_are_answered(monkeypatch: pytest.MonkeyPatch
     assert plan_for(LARGE, 1).device == "cpu"
 
 
-def test_a_gpu_takes_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("free_gigabytes", "models", "chunk"),
+    [(100, 32, 0), (4.0, 3, 0), (1.2, 1, 0), (0.5, 1, 119)],
+)
+def test_a_gpu_takes_as_many_models_as_its_memory_holds_and_cuts_batches_that_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch, free_gigabytes: float, models: int, chunk: int
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free_gigabytes * 1e9), 10**12))
     plan = plan_for(LARGE, 10**9)
-    assert (plan.device, plan.chunk, plan.strategy) == ("cuda", 0, "eager")
+    assert (plan.device, plan.strategy, plan.precision) == ("cuda", "compiled", "bfloat16")
+    assert (plan.models, plan.chunk) == (models, chunk)
+    short = plan_for(LARGE, 1000)
+    assert (short.strategy, short.precision) == ("eager", "float32")
+    assert "too short to compile" in short.reason
+
+
+def test_small_networks_train_in_stacks() -> None:
+    assert plan_for(network("softmax"), 10, device="cpu").models == 16
+    assert plan_for(LARGE, 10, device="cpu").models == 1
 
 
 def test_threads_are_given_back_even_after_a_failure() -> None:

@@ -78,6 +78,14 @@ def test_network_space_images_are_shown_as_their_pixels(name: str) -> None:
     assert torch.equal((raw.to_pixels(images()) * 255).round().to(torch.uint8), images())
 
 
+@pytest.mark.parametrize("name", STEPS)
+def test_bytes_are_pixels_whatever_the_sets_own_images_are(name: str) -> None:
+    """A test image is seen in the same way by students of a set in network space and of one of pixels."""
+    raw, stored = PixelSpace(STEPS[name]()), PixelSpace(STEPS[name](), "network")
+    assert torch.equal(stored(images()), raw(images()))
+    assert torch.equal(stored.to_pixels(images()), images().float() / 255)
+
+
 def test_per_image_steps_are_not_undone_but_shown_on_the_full_scale() -> None:
     space = PixelSpace(STEPS["kip"](), "network")
     assert not space.invertible

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,12 +12,12 @@ from limbeck.cache import Cache
 from limbeck.data.splits import TestHandle
 from limbeck.data.tables import ImageTable, Subset
 from limbeck.errors import OptionError
-from limbeck.progress import SILENT, Reporter
+from limbeck.progress import SILENT, Reporter, Tick
 from limbeck.store import write_json
 from limbeck.streams import Streams
 from limbeck.train.examples import Examples
 from limbeck.train.network import Network
-from limbeck.train.students import score, train_student
+from limbeck.train.students import Student, in_groups, score, train_students
 from limbeck.types.distilled import DistilledDataset
 from limbeck.types.plan import ExecutionPlan
 from limbeck.types.recipe import Recipe
@@ -83,13 +84,9 @@ def successive_halving(
     for rung, (fraction, students) in enumerate(rungs):
         short = _shortened(recipe, fraction, len(sets[alive[0]]))
         with reporter.task(f"choosing the snapshot, {fraction:.0%} of training", len(alive) * students) as tick:
-            scored = []
-            for candidate in alive:
-                accuracies = []
-                for student in range(students):
-                    accuracies.append(_judge(sets[candidate], network, short, judges, streams["student", student], plan, cache))
-                    tick(1)
-                scored.append(Trial(candidate, rung, fraction, tuple(accuracies)))
+            asked = [_Asked(sets[candidate], streams["student", student]) for candidate in alive for student in range(students)]
+            found = np.reshape(_judge(asked, network, short, judges, plan, cache, tick), (len(alive), students))
+            scored = [Trial(candidate, rung, fraction, tuple(row)) for candidate, row in zip(alive, found.tolist(), strict=True)]
         trials += scored
         ranked = sorted(scored, key=lambda trial: (-trial.mean, trial.candidate))
         alive = sorted(trial.candidate for trial in ranked[: max(2, round(len(ranked) * keep))]) if rung + 1 < len(rungs) else [ranked[0].candidate]
@@ -113,37 +110,59 @@ def best_learning_rate(
     if isinstance(validation, TestHandle) or len(validation) == 0:
         raise OptionError("choosing a learning rate needs a non-empty validation split; use --validation 0.1")
     judges = Subset(validation, _stratified(validation, streams))
-    means: dict[float, float] = {}
     with reporter.task("choosing the learning rate", len(rates) * students) as tick:
-        for rate in rates:
-            accuracies = []
-            for student in range(students):
-                accuracies.append(_judge(dataset, network, recipe.with_(lr=rate), judges, streams["student", student], plan, cache))
-                tick(1)
-            means[rate] = float(np.mean(accuracies))
+        asked = [_Asked(dataset, streams["student", student], rate) for rate in rates for student in range(students)]
+        found = np.reshape(_judge(asked, network, recipe, judges, plan, cache, tick), (len(rates), students))
+    means = {rate: float(row.mean()) for rate, row in zip(rates, found, strict=True)}
     return max(means, key=lambda rate: (means[rate], -rate)), means
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """One student whose validation accuracy is wanted."""
+
+    dataset: DistilledDataset
+    streams: Streams
+    lr: float | None = None
+
+
 def _judge(
-    dataset: DistilledDataset, network: Network, recipe: Recipe, judges: ImageTable, streams: Streams, plan: ExecutionPlan, cache: Cache
-) -> float:
-    task = {
-        "set": dataset.digest,
+    asked: Sequence[_Asked], network: Network, recipe: Recipe, judges: ImageTable, plan: ExecutionPlan, cache: Cache, tick: Tick
+) -> list[float]:
+    """The accuracies, in order; as many students at once as the plan says, and a group is trained only if the cache does not know all of it."""
+    accuracies: list[float] = []
+    for group in in_groups(len(asked), plan):
+        members = [asked[index] for index in group]
+        tasks = [_task(member, network, recipe, judges, plan) for member in members]
+        paths = [cache.path("trials", cache.key("trials", task), ".json") for task in tasks]
+        known = [accuracy for accuracy in map(_read_accuracy, paths) if accuracy is not None]
+        if len(known) < len(members):
+            students = [Student(Examples.of_distilled(member.dataset), member.streams, member.lr) for member in members]
+            trained = train_students(network, students, recipe, plan)
+            known = [score(network, state, judges, student.examples, plan).accuracy for student, state in zip(students, trained, strict=True)]
+            for path, task, accuracy in zip(paths, tasks, known, strict=True):
+                write_json(path, {"accuracy": accuracy, "task": task})
+        accuracies += known
+        tick(len(group))
+    return accuracies
+
+
+def _task(member: _Asked, network: Network, recipe: Recipe, judges: ImageTable, plan: ExecutionPlan) -> dict[str, object]:
+    return {
+        "set": member.dataset.digest,
         "model": network.identity,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": (recipe if member.lr is None else recipe.with_(lr=member.lr)).model_dump(mode="json"),
         "judges": judges.digest,
-        "streams": [streams.root, *streams.path],
+        "streams": [member.streams.root, *member.streams.path],
         "plan": plan.model_dump(exclude={"reason"}),
     }
-    path = cache.path("trials", cache.key("trials", task), ".json")
+
+
+def _read_accuracy(path: Path) -> float | None:
     try:
         return float(json.loads(path.read_text())["accuracy"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    examples = Examples.of_distilled(dataset)
-    accuracy = score(network, train_student(network, examples, recipe, streams, plan), judges, examples, plan).accuracy
-    write_json(path, {"accuracy": accuracy, "task": task})
-    return accuracy
+        return None
 
 
 def _shortened(recipe: Recipe, fraction: float, examples: int) -> Recipe:

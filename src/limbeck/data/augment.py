@@ -9,7 +9,7 @@ Images are in the network's space: pixels that come from outside the image are z
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ Shape = tuple[int, int, int]
 """(C, H, W)."""
 
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
+_ASPECTS, _ATTEMPTS = (3 / 4, 4 / 3), 10  # of resized_crop
 
 
 class Augment(ABC):
@@ -46,6 +47,15 @@ class Augment(ABC):
     def mix_labels(self, labels: Float[Tensor, "B K"], params: Params) -> Float[Tensor, "B K"]:
         """Labels mixed as `apply` mixed the images; unchanged where each output shows one input only."""
         return labels
+
+    def merge(self, drawn: Sequence[Params], batch: int) -> Params:
+        """Parameters that do to S batches of `batch` images, one behind the other, what each of `drawn` does to its own batch."""
+        if len(drawn) == 1:
+            return drawn[0]
+        return {name: self._merged(name, drawn, batch) for name in drawn[0]}
+
+    def _merged(self, name: str, drawn: Sequence[Params], batch: int) -> Tensor:
+        return torch.cat([params[name].expand(batch, *params[name].shape[1:]) for params in drawn])
 
     def __call__(self, images: Float[Tensor, "B C H W"], generator: Generator) -> Float[Tensor, "B C H W"]:
         """Draws parameters for this batch and applies them."""
@@ -100,6 +110,14 @@ class DSA(Augment):
             chosen = (chosen[int(torch.randint(len(chosen), (), generator=generator))],)
         count = 1 if self.siamese else batch
         return {operation: _OPERATIONS[operation](count, shape, generator) for operation in chosen}
+
+    def merge(self, drawn: Sequence[Params], batch: int) -> Params:
+        """As for every augmentation; batches that drew different operations get the identity for the others', so the program is the same at every step."""
+        if len(drawn) == 1:
+            return drawn[0]
+        neutral = {name: torch.tensor([value]).expand(batch, *torch.tensor(value).shape) for name, value in _NEUTRAL.items()}
+        full = [{name: params.get(name, neutral[name]) for name in self.operations} for params in drawn]
+        return super().merge(full, batch)
 
     def apply(self, images: Float[Tensor, "B C H W"], params: Params) -> Float[Tensor, "B C H W"]:
         for operation in self.operations:
@@ -165,7 +183,56 @@ class StandardAugment(Augment):
 
 
 @dataclass(frozen=True)
-class CutMix(Augment):
+class ResizedCrop(Augment):
+    """A random part of each image, enlarged to the whole: Szegedy et al. (2015), arXiv:1409.4842, with the rule of torchvision's RandomResizedCrop.
+
+    Its share of the area is U(`scale`, 1), its aspect ratio (width over height) log-uniform on 3/4..4/3, its sides rounded to whole pixels, its place
+    uniform; the first of ten such draws that fits is taken, and the largest centered part of an allowed ratio when none does (for a square image, all of it).
+    It is enlarged bilinearly, pixels being squares that fill the image (``align_corners=False``), and never sees what lies outside of it.
+    Differentiates any number of times.
+    """
+
+    scale: float = 0.08
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 1:
+            raise OptionError(f"resized_crop keeps a share of the area of at least 0 < scale <= 1, got scale={self.scale}; use for example 0.08")
+
+    def draw(self, batch: int, shape: Shape, generator: Generator) -> Params:
+        """``part``: Int [B, 4], rows from and to, columns from and to (ends excluded)."""
+        _, height, width = shape
+        # float64: in float32 the last bit, which processors differ in, would now and then decide between two whole numbers
+        shares, ratios = torch.rand(2, _ATTEMPTS, batch, generator=generator, dtype=torch.float64)
+        area = height * width * (self.scale + (1 - self.scale) * shares)
+        ratio = _ASPECTS[0] * (_ASPECTS[1] / _ASPECTS[0]) ** ratios
+        sides = torch.stack([(area / ratio).sqrt().round(), (area * ratio).sqrt().round()]).long()
+        most = torch.tensor([height, width])
+        fits = ((sides >= 1) & (sides <= most[:, None, None])).all(0)
+        first = fits.int().argmax(0)
+        places = torch.rand(2, batch, generator=generator, dtype=torch.float64)
+        largest = torch.tensor([min(height, round(width / _ASPECTS[0])), min(width, round(height * _ASPECTS[1]))])
+        chosen = torch.where(fits.any(0), sides.gather(1, first.expand(2, 1, batch))[:, 0], largest[:, None])
+        start = torch.where(fits.any(0), (places * (most[:, None] - chosen + 1)).long(), (most - largest)[:, None] // 2)
+        return {"part": torch.stack([start[0], start[0] + chosen[0], start[1], start[1] + chosen[1]], dim=1)}
+
+    def apply(self, images: Float[Tensor, "B C H W"], params: Params) -> Float[Tensor, "B C H W"]:
+        return enlarge(images, _for_images(params["part"], images, "resized_crop"))
+
+    def __str__(self) -> str:
+        return "resized_crop" if self.scale == type(self).scale else f"resized_crop:scale={self.scale}"
+
+
+class _Mixing(Augment):
+    """What mixes each image with a partner of its own batch."""
+
+    def _merged(self, name: str, drawn: Sequence[Params], batch: int) -> Tensor:
+        if name == "partner":
+            return torch.cat([params[name] + index * batch for index, params in enumerate(drawn)])
+        return super()._merged(name, drawn, batch)
+
+
+@dataclass(frozen=True)
+class CutMix(_Mixing):
     """Yun et al. (2019), arXiv:1905.04899: one box per batch is filled from a permutation of the batch.
 
     The share kept is lam ~ Beta(alpha, alpha); the box has sides 2 floor(side sqrt(1 - lam) / 2), a center uniform over the pixels, and is clipped at
@@ -180,20 +247,15 @@ class CutMix(Augment):
     def draw(self, batch: int, shape: Shape, generator: Generator) -> Params:
         """``partner``: Int [B]; ``box``: Int [1, 4], rows from and to, columns from and to (ends excluded); ``lam``: Float [1], the area kept."""
         _, height, width = shape
-        cut = math.sqrt(1 - _draw_beta(self.alpha, generator))
+        share = torch.tensor([_draw_beta(self.alpha, generator)], dtype=torch.float64)
         partner = torch.randperm(batch, generator=generator)
-        spans = []
-        for side in (height, width):
-            center, half = int(torch.randint(side, (), generator=generator)), int(side * cut) // 2
-            spans += [max(0, center - half), min(side, center + half)]
-        top, bottom, left, right = spans
+        box = draw_boxes(share, shape, generator)
+        top, bottom, left, right = box[0].tolist()
         lam = 1 - (bottom - top) * (right - left) / (height * width)
-        return {"partner": partner, "box": torch.tensor([spans]), "lam": torch.tensor([lam])}
+        return {"partner": partner, "box": box, "lam": torch.tensor([lam])}
 
     def apply(self, images: Float[Tensor, "B C H W"], params: Params) -> Float[Tensor, "B C H W"]:
-        top, bottom, left, right = _for_images(params["box"], images, "box").unbind(1)
-        inside = _between(images.shape[2], top, bottom, images)[:, None, :, None] & _between(images.shape[3], left, right, images)[:, None, None, :]
-        return torch.where(inside, images[_partner(params, images)], images)
+        return paste(images, images[_partner(params, images)], _for_images(params["box"], images, "box"))
 
     def mix_labels(self, labels: Float[Tensor, "B K"], params: Params) -> Float[Tensor, "B K"]:
         return _blend(labels, params)
@@ -203,7 +265,7 @@ class CutMix(Augment):
 
 
 @dataclass(frozen=True)
-class Mixup(Augment):
+class Mixup(_Mixing):
     """Zhang et al. (2018), arXiv:1710.09412: lam x + (1 - lam) x', with one lam ~ Beta(alpha, alpha) per batch and x' a permutation of the batch."""
 
     alpha: float = 0.8
@@ -236,6 +298,11 @@ class Chain(Augment):
         """Each step's parameters, drawn in order."""
         return {f"{index}.{name}": value for index, step in enumerate(self.steps) for name, value in step.draw(batch, shape, generator).items()}
 
+    def merge(self, drawn: Sequence[Params], batch: int) -> Params:
+        """Each step's parameters merged."""
+        merged = (step.merge([_under(f"{index}.", params) for params in drawn], batch) for index, step in enumerate(self.steps))
+        return {f"{index}.{name}": value for index, params in enumerate(merged) for name, value in params.items()}
+
     def apply(self, images: Float[Tensor, "B C H W"], params: Params) -> Float[Tensor, "B C H W"]:
         for index, step in enumerate(self.steps):
             images = step.apply(images, _under(f"{index}.", params))
@@ -254,7 +321,7 @@ def parse_augment(text: str) -> Augment | None:
     """Reads ``none`` (which gives None) or augmentations joined by ``+``, each ``name[:options]`` with options ``key=value`` joined by commas.
 
     ``dsa``, ``dsa:color_crop_flip``, ``dsa:color_crop,align_corners=true,mode=multiple``, ``crop_flip``, ``crop``, ``flip``, ``crop_flip:pad=4``,
-    ``cutmix:alpha=1``, ``mixup:alpha=0.8``, ``crop_flip+mixup``. ``str(augment)`` reads back to an equal value.
+    ``resized_crop:scale=0.08``, ``cutmix:alpha=1``, ``mixup:alpha=0.8``, ``crop_flip+mixup``. ``str(augment)`` reads back to an equal value.
     Raises `OptionError`, one sentence, for an unknown name, option or value.
     """
     if text.strip() == "none":
@@ -268,6 +335,7 @@ _PARSED: dict[str, tuple[Callable[..., Augment], dict[str, type]]] = {
     "crop_flip": (StandardAugment, {"pad": int}),
     "crop": (partial(StandardAugment, flip=False), {"pad": int}),
     "flip": (partial(StandardAugment, crop=False), {}),
+    "resized_crop": (ResizedCrop, {"scale": float}),
     "cutmix": (CutMix, {"alpha": float}),
     "mixup": (Mixup, {"alpha": float}),
 }
@@ -336,6 +404,46 @@ def cut_out(images: Float[Tensor, "B C H W"], params: Int[Tensor, "P 4"]) -> Flo
     top, bottom, left, right = params.unbind(1)
     rows, columns = _between(images.shape[2], top, bottom, images), _between(images.shape[3], left, right, images)
     return images * ~(rows[:, None, :, None] & columns[:, None, None, :])
+
+
+def enlarge(images: Float[Tensor, "B C H W"], params: Int[Tensor, "P 4"]) -> Float[Tensor, "B C H W"]:
+    """The part inside the box, enlarged bilinearly to the whole image; `params` holds rows from and to, columns from and to (ends excluded)."""
+    for dim, start, stop in ((2, params[:, 0], params[:, 1]), (3, params[:, 2], params[:, 3])):
+        side, length = images.shape[dim], (stop - start)[:, None]
+        layout = (-1, 1, side, 1) if dim == 2 else (-1, 1, 1, side)
+        at = (torch.arange(side, device=images.device) + 0.5) * (length.to(images.dtype) / side) - 0.5
+        at = torch.minimum(at.clamp_min(0), length - 1)
+        low = at.long()
+        near, far = (
+            images.gather(dim, (start[:, None] + step).view(layout).expand(images.shape)) for step in (low, torch.minimum(low + 1, length - 1))
+        )
+        images = torch.lerp(near, far, (at - low).view(layout))
+    return images
+
+
+def paste(images: Float[Tensor, "B C H W"], others: Float[Tensor, "B C H W"], params: Int[Tensor, "P 4"]) -> Float[Tensor, "B C H W"]:
+    """`others` inside the box and `images` outside; `params` holds rows from and to, columns from and to (ends excluded)."""
+    top, bottom, left, right = params.unbind(1)
+    inside = _between(images.shape[2], top, bottom, images)[:, None, :, None] & _between(images.shape[3], left, right, images)[:, None, None, :]
+    return torch.where(inside, others, images)
+
+
+def draw_shares(alpha: float, count: int, generator: Generator) -> Float[Tensor, " P"]:
+    """Shares lam ~ Beta(alpha, alpha), float64; Beta(1, 1) is drawn as the uniform distribution that it is, by PyTorch alone."""
+    if alpha == 1:
+        return torch.rand(count, generator=generator, dtype=torch.float64)
+    # torch's Beta takes no generator, so one integer of the generator seeds a NumPy stream.
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    return torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).beta(alpha, alpha, count))
+
+
+def draw_boxes(lam: Float[Tensor, " P"], shape: Shape, generator: Generator) -> Int[Tensor, "P 4"]:
+    """CutMix's boxes for the shares `lam` that are kept: sides 2 floor(side sqrt(1 - lam) / 2), centers uniform over the pixels, clipped at the borders."""
+    cut, spans = (1 - lam.double()).sqrt(), []
+    for side in shape[1:]:
+        center, half = torch.randint(side, lam.shape, generator=generator), (side * cut).long() // 2
+        spans += [(center - half).clamp_min(0), (center + half).clamp_max(side)]
+    return torch.stack(spans, dim=1)
 
 
 def mirror(images: Float[Tensor, "B C H W"], params: Bool[Tensor, " P"]) -> Float[Tensor, "B C H W"]:
@@ -417,6 +525,17 @@ _OPERATIONS: dict[str, Callable[[int, Shape, Generator], Tensor]] = {
     "scale": _draw_scale,
     "rotate": _draw_rotate,
 }
+
+
+_NEUTRAL: dict[str, Any] = {
+    "color": [0.0, 1.0, 1.0],
+    "crop": [0, 0],
+    "cutout": [0, 0, 0, 0],
+    "flip": False,
+    "scale": [1.0, 1.0],
+    "rotate": 0.0,
+}
+"""Parameters under which an operation leaves an image as it is."""
 
 
 def _part(side: int, ratio: float) -> int:

@@ -19,7 +19,7 @@ from limbeck.progress import SILENT, Reporter
 from limbeck.streams import Streams
 from limbeck.train.examples import Examples
 from limbeck.train.network import Network
-from limbeck.train.students import Score, score, score_logits, train_student
+from limbeck.train.students import Score, Student, in_groups, score, score_logits, train_students
 from limbeck.types.distilled import DistilledDataset
 from limbeck.types.evaluation import Evaluation
 from limbeck.types.plan import ExecutionPlan
@@ -61,16 +61,16 @@ def evaluate(
     shape = (len(sets), len(sets[0]), students)
     accuracy, loss, worst = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     diverged, started = 0, time.monotonic()
-    with reporter.task(f"students: {name}", int(np.prod(shape))) as tick:
-        for draw, row in enumerate(sets):
-            for expert, dataset in enumerate(row):
-                for student in range(students):
-                    result = _student(dataset, network, recipe, table, _student_streams(seed, draw, expert, student), plan, cache)
-                    accuracy[draw, expert, student] = result.accuracy
-                    loss[draw, expert, student] = result.loss
-                    worst[draw, expert, student] = np.nanmin(result.class_accuracy.numpy())
-                    diverged += not result.finite
-                    tick(1)
+    cells = list(np.ndindex(shape))
+    with reporter.task(f"students: {name}", len(cells)) as tick:
+        for group in in_groups(len(cells), plan):
+            members = [(sets[draw][expert], _student_streams(seed, draw, expert, student)) for draw, expert, student in (cells[i] for i in group)]
+            for index, result in zip(group, _students(members, network, recipe, table, plan, cache), strict=True):
+                accuracy[cells[index]] = result.accuracy
+                loss[cells[index]] = result.loss
+                worst[cells[index]] = np.nanmin(result.class_accuracy.numpy())
+                diverged += not result.finite
+            tick(len(group))
     if diverged:
         reporter.note(f"{diverged} of {np.prod(shape)} students of {name!r} diverged; they are counted with the class that they name")
     return Evaluation(
@@ -131,10 +131,27 @@ def _check_fit(dataset: DistilledDataset, table: ImageTable) -> None:
         )
 
 
-def _student(
-    dataset: DistilledDataset, network: Network, recipe: Recipe, table: ImageTable, streams: Streams, plan: ExecutionPlan, cache: Cache
-) -> Score:
-    task = {
+def _students(
+    members: Sequence[tuple[DistilledDataset, Streams]], network: Network, recipe: Recipe, table: ImageTable, plan: ExecutionPlan, cache: Cache
+) -> list[Score]:
+    """Scores of students that train at once; from the cache when it knows all of them."""
+    tasks = [_task(dataset, network, recipe, table, streams, plan) for dataset, streams in members]
+    paths = [cache.path("students", cache.key("students", task), ".safetensors") for task in tasks]
+    known = [result for result in map(_read_score, paths) if result is not None]
+    if len(known) == len(members):
+        return known
+    given = [Student(Examples.of_distilled(dataset), streams) for dataset, streams in members]
+    results = []
+    for task, path, student, state in zip(tasks, paths, given, train_students(network, given, recipe, plan), strict=True):
+        result = score(network, state, table, student.examples, plan)
+        header = {"kind": _KIND, "accuracy": result.accuracy, "loss": result.loss if result.finite else None, "finite": result.finite, "task": task}
+        store.save(path, header, {"predictions": result.predictions.to(torch.int32), "class_accuracy": result.class_accuracy})
+        results.append(result)
+    return results
+
+
+def _task(dataset: DistilledDataset, network: Network, recipe: Recipe, table: ImageTable, streams: Streams, plan: ExecutionPlan) -> dict[str, object]:
+    return {
         "set": store.digest_of(
             [store.content_digest(dataset.labels.header(), {"x": dataset.images, "y": dataset.targets()}), dataset.pixels.header()]
         ),
@@ -145,15 +162,6 @@ def _student(
         "streams": [streams.root, *streams.path],
         "plan": plan.model_dump(exclude={"reason"}),
     }
-    path = cache.path("students", cache.key("students", task), ".safetensors")
-    known = _read_score(path)
-    if known is not None:
-        return known
-    examples = Examples.of_distilled(dataset)
-    result = score(network, train_student(network, examples, recipe, streams, plan), table, examples, plan)
-    header = {"kind": _KIND, "accuracy": result.accuracy, "loss": result.loss if result.finite else None, "finite": result.finite, "task": task}
-    store.save(path, header, {"predictions": result.predictions.to(torch.int32), "class_accuracy": result.class_accuracy})
-    return result
 
 
 def _read_score(path: Path) -> Score | None:

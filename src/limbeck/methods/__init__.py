@@ -2,7 +2,17 @@
 
 from limbeck.registry import Registry
 
-METHODS = Registry("method", {"random-real": "limbeck.methods.random_real:RandomReal"})
+METHODS = Registry(
+    "method",
+    {
+        "random-real": "limbeck.methods.random_real:RandomReal",
+        "dc": "limbeck.methods.gradient_matching:GradientMatching",
+        "dsa": "limbeck.methods.gradient_matching:SiameseGradientMatching",
+        "dm": "limbeck.methods.distribution_matching:DistributionMatching",
+        "sre2l": "limbeck.methods.sre2l:SRe2L",
+        "rded": "limbeck.methods.rded:RDED",
+    },
+)
 SELECTORS = Registry(
     "selector",
     {

@@ -1,34 +1,37 @@
 """`random-real`: real training images under an expert's soft labels. The soft-label baseline of Qin, Deng and Alvarez-Melis 2024 (arXiv 2406.10485)."""
 
+from typing import Any, ClassVar
+
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from limbeck.data.tables import Subset
 from limbeck.labels.rules import make_labels
 from limbeck.methods import SELECTORS
 from limbeck.methods.driver import Metrics, State, Turn
 from limbeck.methods.problem import Problem
+from limbeck.methods.views import ViewOptions, before_views, check_views, with_views
 from limbeck.types.distilled import DistilledDataset
 
 
-class RandomRealOptions(BaseModel):
+class RandomRealOptions(ViewOptions):
     """``selector`` is a name of the table, with an argument behind a colon where it takes one: ``ce-quantile:3``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     selector: str = Field("random", description="random, herding, k-center or ce-quantile:0..9")
 
 
 class RandomReal:
     """Chooses `counts[k]` real images of each class k and labels the un-augmented image once: ``y = softmax(z(x) / T)`` (Qin, Deng and Alvarez-Melis
-    2024, arXiv 2406.10485, section 3.1).
+    2024, arXiv 2406.10485, section 3.1). With ``views``, each image has a label for every augmented view of it, as SRe2L's images have: the authors'
+    comparison of random images with that method.
 
-    Cost: one forward pass of the expert over the chosen images; selectors other than random need one over the training set. Deviation from the authors'
-    code: the expert and its snapshot are chosen on validation, not on test.
+    Cost: one forward pass of the expert over the chosen images or their views; selectors other than random need one over the training set. Deviation from
+    the authors' code: the expert and its snapshot are chosen on validation, not on test.
     """
 
     Options = RandomRealOptions
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {"cutmix-300": {"views": 300}}
 
     def __init__(self, options: RandomRealOptions) -> None:
         self.options = options
@@ -42,6 +45,7 @@ class RandomReal:
 
     def init(self, problem: Problem) -> State:
         """The state is the chosen training indices, class by class."""
+        check_views(problem, self.options)
         select = SELECTORS[self._selector]
         return {"indices": torch.cat([select(problem, number, count, self._argument) for number, count in enumerate(problem.counts) if count])}
 
@@ -53,16 +57,17 @@ class RandomReal:
         """Labels the chosen images."""
         indices = state["indices"].cpu()
         chosen = Subset(problem.train, np.asarray(indices))
-        owners = torch.from_numpy(chosen.labels.copy())
-        soft = problem.rule.kind == "soft" and problem.expert is not None
+        owners, rule = torch.from_numpy(chosen.labels.copy()), before_views(problem, self.options).rule
+        soft = rule.kind == "soft" and problem.expert is not None
         logits = problem.expert.logits(chosen, problem.plan) if soft and problem.expert is not None else None
-        return DistilledDataset(
+        made = DistilledDataset(
             images=chosen.read(range(len(chosen))),
             owners=owners,
-            labels=make_labels(problem.rule, owners, logits, len(chosen.classes), problem.expert.digest if soft and problem.expert else None),
+            labels=make_labels(rule, owners, logits, len(chosen.classes), problem.expert.digest if soft and problem.expert else None),
             pixels=problem.pixels,
             classes=chosen.classes,
             recipe=problem.recipe,
             architecture=problem.network.spec.to_dict(),
             provenance={**problem.provenance, "indices": indices.tolist()},
         )
+        return with_views(made, problem, self.options)

@@ -24,13 +24,17 @@ def build(spec: ModelSpec, *, shape: tuple[int, int, int], classes: int, generat
     it returns a ``torch.nn.Module``. It may use PyTorch's global random state, which is seeded from `generator` for the call and put back after it.
     Its output for one zero image must have shape [1, `classes`].
 
-    Neither consumes global random state. Raises `OptionError` for impossible sizes and for a factory that cannot be imported, fails, or returns
+    ``timm:NAME`` is built by the timm package, without pretrained weights, in the same way (see `limbeck.models.timm.TimmClassifier`).
+
+    None of these consumes global random state. Raises `OptionError` for impossible sizes and for a factory that cannot be imported, fails, or returns
     something else.
     """
     if min(shape) < 1 or classes < 1:
         raise OptionError(f"a model needs a positive image shape (C, H, W) and at least 1 class, got {shape} and {classes}")
     if spec.is_factory:
         return _build_factory(spec.name, shape, classes, generator)
+    if spec.is_timm:
+        return _build_timm(spec.name, shape, classes, generator)
     with torch.device("meta"):
         model: nn.Module = MODELS[spec.name](shape, classes, spec.typed_options())
     model.to_empty(device="cpu")
@@ -69,6 +73,15 @@ def _build_factory(name: str, shape: tuple[int, int, int], classes: int, generat
         if not isinstance(model, nn.Module):
             raise OptionError(f"model factory {name!r} returned an object of type {type(model).__name__}; it must return a torch.nn.Module")
         _check_output(name, model, shape, classes)
+    return model
+
+
+def _build_timm(name: str, shape: tuple[int, int, int], classes: int, generator: torch.Generator) -> nn.Module:
+    from limbeck.models.timm import TimmClassifier
+
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    with _seeded_global_state(seed):
+        model = TimmClassifier(name.partition(":")[2], shape, classes)
     return model
 
 

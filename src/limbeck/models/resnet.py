@@ -30,7 +30,7 @@ class ResNet18(Classifier):
             raise OptionError(f"instance normalization needs more than one pixel, got {channels}x{height}x{width}; use norm=batch or the mlp model")
         side = min(height, width)
         outputs = options.width
-        self.stem = _convolution(channels, outputs, 3, 1, options.norm)
+        self.stem = convolution(channels, outputs, 3, 1, options.norm)
         stages: list[nn.Module] = []
         inputs = outputs
         for stage in range(4):
@@ -50,15 +50,16 @@ class ResNet18(Classifier):
 class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm) -> None:
         super().__init__()
-        self.first = _convolution(inputs, outputs, 3, stride, norm)
-        self.second = _convolution(outputs, outputs, 3, 1, norm)
-        self.shortcut = nn.Identity() if stride == 1 and inputs == outputs else _convolution(inputs, outputs, 1, stride, norm)
+        self.first = convolution(inputs, outputs, 3, stride, norm)
+        self.second = convolution(outputs, outputs, 3, 1, norm)
+        self.shortcut = nn.Identity() if stride == 1 and inputs == outputs else convolution(inputs, outputs, 1, stride, norm)
 
     def forward(self, maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         return F.relu(self.second(F.relu(self.first(maps))) + self.shortcut(maps))
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int, norm: Norm) -> nn.Sequential:
+def convolution(inputs: int, outputs: int, kernel: int, stride: int, norm: Norm) -> nn.Sequential:
+    """A convolution without bias that keeps the size at stride 1, and its normalization."""
     conv = nn.Conv2d(inputs, outputs, kernel_size=kernel, stride=stride, padding=kernel // 2, bias=False)
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
     if (layer := normalization(norm, outputs)) is not None:

@@ -12,6 +12,7 @@ from limbeck.registry import Registry
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_TIMM = re.compile(r"timm:[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
 _SHORTHAND = re.compile(r"(?P<name>.+?)(?P<suffixes>(?:-[dw]\d+)+)")
 _LETTERS = {"d": "depth", "w": "width"}
 
@@ -41,6 +42,28 @@ class ConvNetOptions(ModelOptions):
     norm: Norm = "instance"
 
 
+class ConvNetTinyOptions(ConvNetOptions):
+    """The same network with 16 channels."""
+
+    width: int = Field(16, ge=1)
+
+
+class LeNetOptions(ModelOptions):
+    """LeNet has none."""
+
+
+class AlexNetOptions(ModelOptions):
+    """`norm` after every convolution."""
+
+    norm: Norm = "none"
+
+
+class VGGOptions(ModelOptions):
+    """`norm` after every convolution."""
+
+    norm: Norm = "instance"
+
+
 class ResNetOptions(ModelOptions):
     """`width` channels in the first stage, doubled in each of the other three."""
 
@@ -54,12 +77,25 @@ class ResNetBatchOptions(ResNetOptions):
     norm: Norm = "batch"
 
 
+class ResNet32Options(ModelOptions):
+    """`width` channels in the first stage, doubled in each of the other two."""
+
+    width: int = Field(16, ge=1)
+    norm: Norm = "instance"
+
+
 _TABLE: dict[str, tuple[str, type[ModelOptions]]] = {
     "convnet": ("limbeck.models.convnet:ConvNet", ConvNetOptions),
+    "convnet-tiny": ("limbeck.models.convnet:ConvNet", ConvNetTinyOptions),
     "mlp": ("limbeck.models.mlp:MLP", MLPOptions),
     "softmax": ("limbeck.models.softmax:Softmax", SoftmaxOptions),
+    "lenet": ("limbeck.models.lenet:LeNet", LeNetOptions),
+    "alexnet": ("limbeck.models.alexnet:AlexNet", AlexNetOptions),
+    "vgg11": ("limbeck.models.vgg:VGG11", VGGOptions),
     "resnet18": ("limbeck.models.resnet:ResNet18", ResNetOptions),
     "resnet18-bn": ("limbeck.models.resnet:ResNet18", ResNetBatchOptions),
+    "resnet18-ap": ("limbeck.models.resnet_ap:ResNet18AP", ResNetOptions),
+    "resnet32": ("limbeck.models.resnet32:ResNet32", ResNet32Options),
 }
 
 MODELS = Registry("model", {name: target for name, (target, _) in _TABLE.items()})
@@ -68,8 +104,9 @@ MODELS = Registry("model", {name: target for name, (target, _) in _TABLE.items()
 class ModelSpec(BaseModel):
     """A model's name and options: plain JSON, hashable, checked when made, with every default filled in.
 
-    `name` is an entry of `MODELS`, or ``package.module:function`` for the user's own factory (see `limbeck.models.construct.build`), which takes no
-    options. Where a field of this type is expected in a study or recipe, the text form is accepted too: ``model = "convnet-d4-w64"``.
+    `name` is an entry of `MODELS`, ``timm:NAME`` for a model of the timm package, or ``package.module:function`` for the user's own factory (see
+    `limbeck.models.construct.build`); the two last take no options. Where a field of this type is expected in a study or recipe, the text form is
+    accepted too: ``model = "convnet-d4-w64"``.
 
     Making a spec imports nothing. Building one that names a factory imports and runs the user's code, so do not build a spec that came out of a
     file from elsewhere unless `is_factory` is false or the user asked for that factory by name.
@@ -97,7 +134,7 @@ class ModelSpec(BaseModel):
 
     def __str__(self) -> str:
         """The shortest text that `parse_model` reads back to this spec."""
-        if self.is_factory:
+        if self.name not in MODELS:
             return self.name
         defaults = _TABLE[self.name][1]().model_dump()
         changed = [f"{key}={value}" for key, value in self.options.items() if value != defaults[key]]
@@ -106,7 +143,12 @@ class ModelSpec(BaseModel):
     @property
     def is_factory(self) -> bool:
         """True when `name` is the user's own ``package.module:function``."""
-        return self.name not in MODELS
+        return self.name not in MODELS and not self.is_timm
+
+    @property
+    def is_timm(self) -> bool:
+        """True when `name` is ``timm:NAME``: a model that the timm package builds, without its pretrained weights and without the network."""
+        return _TIMM.fullmatch(self.name) is not None
 
     def typed_options(self) -> ModelOptions:
         """The options as the typed object that the model's constructor takes; only for models of the table."""
@@ -130,7 +172,7 @@ class ModelSpec(BaseModel):
 
 
 def parse_model(text: str) -> ModelSpec:
-    """Reads ``convnet``, ``convnet-d4-w64``, ``convnet:width=64,depth=3,norm=batch``, ``resnet18`` or the user's ``package.module:function``.
+    """Reads ``convnet``, ``convnet-d4-w64``, ``convnet:width=64,depth=3,norm=batch``, ``resnet18``, ``timm:NAME`` or the user's ``package.module:function``.
 
     Raises `OptionError`, one sentence, for an unknown name, option or value.
     """
@@ -182,10 +224,21 @@ def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_factory(name: str, options: dict[str, Any]) -> None:
+    if name.partition(":")[0] == "timm":
+        _check_timm(name, options)
+        return
     if not _FACTORY.fullmatch(name):
-        raise OptionError(f"unknown model {name!r}; {nearest(name, MODELS)}, or package.module:function for your own")
+        raise OptionError(f"unknown model {name!r}; {nearest(name, MODELS)}, timm:NAME, or package.module:function for your own")
     if options:
         raise OptionError(f"your own model {name!r} takes no options, got {sorted(options)}; fix them inside the function")
+
+
+def _check_timm(name: str, options: dict[str, Any]) -> None:
+    # a hub address (hf-hub:owner/name) would let timm fetch what a file names
+    if not _TIMM.fullmatch(name):
+        raise OptionError(f"a timm model is written timm:NAME with a name of timm's own list, got {name!r}; write for example timm:resnet10t")
+    if options:
+        raise OptionError(f"{name} takes no options, got {sorted(options)}; wrap timm in your own module:function to set them")
 
 
 def _known_options(key: str, fields: Iterable[str]) -> str:

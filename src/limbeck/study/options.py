@@ -75,3 +75,37 @@ class DistillOptions(OpenOptions, EvaluationOptions):
     draws: Annotated[int, Field(ge=1, description="independent draws of images to evaluate; the first is saved")] = 1
     evaluate: Annotated[bool, Field(description="evaluate the set after making it")] = True
     seed: Annotated[int, Field(ge=0, description="root of every random stream")] = 0
+
+
+class ImportOptions(OpenOptions):
+    """Everything that `import` takes beside the path."""
+
+    format: Annotated[Literal["auto", "dc", "mtt", "sre2l", "tensor"], Field(description="who wrote it; auto: told by the content")] = "auto"
+    pixel_space: Annotated[
+        str | None,
+        Field(
+            description="how the images are to be read: raw, normalize:cifar10 (a published normalization), network:mean=...,std=..., zca-mtt:SOURCE"
+        ),
+    ] = None
+    stored: Annotated[
+        Literal["auto", "raw", "network"],
+        Field(
+            description="whether the images are pixels that are still to be normalized (raw) or network inputs already; auto: whole numbers are pixels"
+        ),
+    ] = "auto"
+    source: Annotated[
+        str | None, Field(description="the real data that the set stands for: gives class names, and is then the source to evaluate on")
+    ] = None
+    classes: Annotated[
+        str | None, Field(description="class names with commas, their number, a text file with one a line, or cifar10 or fashion-mnist")
+    ] = None
+    labels: Annotated[Path | None, Field(description="a file with the labels, when they lie apart")] = None
+    label_kind: Annotated[
+        Literal["auto", "probability", "logit", "log-probability", "free"], Field(description="what label rows are; logits become probabilities")
+    ] = "auto"
+    temperature: Annotated[float, Field(gt=0, description="divides label logits before the softmax")] = 1.0
+    step_size: Annotated[str | None, Field(description="a learned learning rate: a number, or a file that holds it")] = None
+    experiment: Annotated[int | None, Field(ge=0, description="which set of a file that holds several, from 0")] = None
+    model: Annotated[str, Field(description="the architecture that the set was made for")] = "convnet"
+    protocol: Annotated[str, Field(description="the training to recommend; see: limbeck ls protocols")] = "dc"
+    made_by: Annotated[str | None, Field(description="method and setting that made the set, for the record")] = None

@@ -9,17 +9,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.data.tables import ImageTable
+from limbeck.data.views import LabeledViews
+from limbeck.errors import OptionError
 from limbeck.types.distilled import DistilledDataset
 from limbeck.types.pixels import PixelSpace
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images of a table with their targets in a pixel space. Targets are class numbers [N], or label rows [N, K]."""
+    """Images of a table with their targets in a pixel space. Targets are class numbers [N], or label rows [N, K].
+
+    With `views`, training sees each image as its views, under their labels (`view_batch`); `targets` are then the mean labels.
+    """
 
     table: "ImageTable | StoredImages"
     targets: Tensor
     pixels: PixelSpace
+    views: LabeledViews | None = None
 
     @staticmethod
     def of_table(table: ImageTable, pixels: PixelSpace) -> "Examples":
@@ -29,7 +35,7 @@ class Examples:
     @staticmethod
     def of_distilled(dataset: DistilledDataset) -> "Examples":
         """A distilled set under its labels."""
-        return Examples(StoredImages(dataset), dataset.targets(), dataset.pixels)
+        return Examples(StoredImages(dataset), dataset.targets(), dataset.pixels, LabeledViews.of(dataset))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -46,6 +52,13 @@ class Examples:
         if targets.ndim == 1:
             targets = torch.nn.functional.one_hot(targets, self.classes).float()
         return images, targets
+
+    def view_batch(self, indices: Int[Tensor, " B"], epoch: int, device: torch.device) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
+        """Network inputs as an epoch's view shows them, already augmented, and their label rows as distributions, on `device`. Indices lie on the CPU."""
+        if self.views is None:
+            raise OptionError("these examples have one label for each image and no views to replay; use batch")
+        images = self.views.images(lambda rows: self.pixels(self.table.read(rows).to(device)), indices, epoch)
+        return images, self.views.labels(indices, epoch).to(device)
 
     def batches(self, order: Iterable[Int[Tensor, "_"]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `order` in turn. While one is in use the next is decoded, when the images lie on disk: at most two batches are in memory."""

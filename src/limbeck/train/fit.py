@@ -1,19 +1,22 @@
-"""The one training loop. Experts, students, interim checks and a user's own model all go through `fit`."""
+"""The one training loop. Experts, students, interim checks and a user's own model all go through `fit`, one model or many at once."""
 
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck.data.augment import parse_augment
+from limbeck.data.augment import Augment, Params, parse_augment
 from limbeck.data.tables import ImageTable
 from limbeck.progress import Tick
 from limbeck.streams import Streams
 from limbeck.train.examples import Examples, StoredImages
-from limbeck.train.network import Network, State, compiled_loss_of_state, loss_of_state
+from limbeck.train.feed import Feed
+from limbeck.train.network import Network, State
 from limbeck.train.plan import threads
+from limbeck.train.stepper import Stepper
 from limbeck.types.pixels import PixelSpace
 from limbeck.types.plan import ExecutionPlan
 from limbeck.types.recipe import Recipe
@@ -33,6 +36,21 @@ class TrainingState:
         return all(bool(torch.isfinite(tensor).all()) for tensor in self.network.values() if tensor.is_floating_point())
 
 
+@dataclass(frozen=True)
+class Job:
+    """One model to train: where it starts, on what, its own random streams, and its own learning rate where that is not the recipe's."""
+
+    state: TrainingState | State
+    examples: Examples
+    streams: Streams
+    lr: float | None = None
+
+    @property
+    def start(self) -> TrainingState:
+        """The state to go on from; plain tensors start at step 0."""
+        return self.state if isinstance(self.state, TrainingState) else TrainingState(0, self.state, {})
+
+
 def fit(
     network: Network,
     state: TrainingState | State,
@@ -50,48 +68,38 @@ def fit(
     Batches are passes over a fresh permutation of the examples, the last batch of a pass possibly smaller; the loss of a batch is its mean. Data order comes
     from the stream ``order/epoch`` and augmentation from ``augment/step``, so training that is resumed from any `TrainingState` continues exactly as if
     it had never stopped. `observe` is called with the live state before training (when 0 is in `observe_at`) and after the steps in `observe_at`; it must
-    copy what it keeps. A state given as plain tensors starts at step 0.
+    copy what it keeps.
     """
-    device = torch.device(plan.device)
-    live = _live_copy(state if isinstance(state, TrainingState) else TrainingState(0, state, {}), plan)
-    total = recipe.total_steps(len(examples))
-    parameters = [live.network[name].requires_grad_(True) for name in network.parameter_names]
-    optimizer = _optimizer(recipe, parameters)
-    _restore_optimizer(optimizer, network.parameter_names, live.optimizer)
-    step_loss = (compiled_loss_of_state if plan.strategy == "compiled" else loss_of_state)(
-        network, recipe.loss, recipe.temperature, plan.precision, device.type
-    )
-    plain_loss = loss_of_state(network, recipe.loss, recipe.temperature, plan.precision, device.type)
-    augment, located = parse_augment(recipe.augment), examples.pixels.to(device)
-    examples = Examples(examples.table, examples.targets, located)
-    decay_steps = recipe.decay_steps(len(examples))
 
-    def snapshot() -> None:
-        if observe is not None and live.step in observe_at:
-            live.optimizer = _optimizer_tensors(optimizer, network.parameter_names)
-            with torch.no_grad():
-                observe(TrainingState(live.step, {name: tensor.detach() for name, tensor in live.network.items()}, live.optimizer))
+    def watch(index: int, live: TrainingState) -> None:
+        if observe is not None:
+            observe(live)
 
+    return fit_many(network, [Job(state, examples, streams)], recipe, plan, observe_at=observe_at, observe=watch, tick=tick)[0]
+
+
+def fit_many(
+    network: Network,
+    jobs: Sequence[Job],
+    recipe: Recipe,
+    plan: ExecutionPlan,
+    *,
+    observe_at: Collection[int] = (),
+    observe: Callable[[int, TrainingState], None] = lambda index, live: None,
+    tick: Tick = lambda units: None,
+) -> list[TrainingState]:
+    """Trains every job as `fit` would train it alone, and returns the last states in order; ticks once for each job and step.
+
+    Where ``plan.models`` is above 1, up to that many jobs at the same step with equally many examples run as one vectorized program (`torch.func.vmap`),
+    each with its own images, labels, order, augmentation and rate. What a job becomes does not depend on what trains beside it, up to the order in which
+    floating-point sums are taken: see ``docs/numerics.md``. `observe` is told the job's index.
+    """
+    done: dict[int, TrainingState] = {}
     with threads(plan.threads):
-        if live.step == 0:
-            snapshot()
-        for images, labels in examples.batches(_order(len(examples), recipe, streams, live.step, total), device):
-            _set_rate(optimizer, recipe, live.step, total, decay_steps)
-            if augment is not None:
-                images = augment(images, streams.torch("augment", live.step))
-            optimizer.zero_grad(set_to_none=True)
-            pieces = _pieces(len(images), plan.chunk)
-            for start in range(0, len(images), pieces):
-                part, rows = images[start : start + pieces], labels[start : start + pieces]
-                # only whole pieces are compiled: a ragged last one would compile a second program for a few images
-                (step_loss if len(part) == pieces else plain_loss)(live.network, part, rows).div(len(images)).backward()
-            optimizer.step()
-            live.step += 1
-            tick(1)
-            snapshot()
-    live.optimizer = _optimizer_tensors(optimizer, network.parameter_names)
-    live.network = {name: tensor.detach() for name, tensor in live.network.items()}
-    return live
+        for group in _groups(jobs, plan):
+            states = _train([jobs[index] for index in group], network, recipe, plan, observe_at, lambda i, live, g=group: observe(g[i], live), tick)  # type: ignore[misc]
+            done.update(zip(group, states, strict=True))
+    return [done[index] for index in range(len(jobs))]
 
 
 def predict(
@@ -117,11 +125,63 @@ def predict(
     return torch.cat(logits).clone() if logits else torch.zeros(0, network.classes)
 
 
-def _pieces(batch: int, chunk: int) -> int:
-    """Size of the equal pieces that a batch is cut into: at most `chunk`, as equal as can be."""
-    if chunk == 0 or batch <= chunk:
-        return batch
-    return -(-batch // -(-batch // chunk))
+def _groups(jobs: Sequence[Job], plan: ExecutionPlan) -> list[list[int]]:
+    """Indices of the jobs that train together: alone, or in stacks of those that can share every batch shape."""
+    if plan.models == 1:
+        return [[index] for index in range(len(jobs))]
+    alike: dict[tuple[int, int], list[int]] = {}
+    for index, job in enumerate(jobs):
+        alike.setdefault((job.start.step, len(job.examples)), []).append(index)
+    return [group[start : start + plan.models] for group in alike.values() for start in range(0, len(group), plan.models)]
+
+
+def _train(
+    jobs: Sequence[Job],
+    network: Network,
+    recipe: Recipe,
+    plan: ExecutionPlan,
+    observe_at: Collection[int],
+    observe: Callable[[int, TrainingState], None],
+    tick: Tick,
+) -> list[TrainingState]:
+    device, count, start = torch.device(plan.device), len(jobs[0].examples), jobs[0].start.step
+    total, decays = recipe.total_steps(count), recipe.decay_steps(count)
+    augment, feed = parse_augment(recipe.augment), Feed([job.examples for job in jobs], device)
+    apply = _augmenter(augment, plan) if augment is not None else None
+    stepper = Stepper(network, recipe, plan, [(job.start.network, job.start.optimizer) for job in jobs])
+    factors = [_rate_factor(recipe, step, total, decays) for step in range(start, total)]
+    rates = torch.outer(torch.tensor(factors), torch.tensor([recipe.lr if job.lr is None else job.lr for job in jobs])).to(device)
+    numbers = torch.arange(start + 1, total + 1, dtype=torch.float64).to(device)
+
+    def states(step: int) -> list[TrainingState]:
+        return [TrainingState(step, *parts) for parts in stepper.states()]
+
+    def snapshot(step: int) -> None:
+        if step in observe_at:
+            for index, live in enumerate(states(step)):
+                observe(index, live)
+
+    if start == 0:
+        snapshot(0)
+    orders = zip(*(_order(count, recipe, job.streams, start, total) for job in jobs), strict=True)
+    for step, (images, labels) in zip(range(start, total), feed.batches(orders), strict=True):
+        if augment is not None and apply is not None:
+            batch = images.shape[1]
+            drawn = augment.merge([augment.draw(batch, network.shape, job.streams.torch("augment", step)) for job in jobs], batch)
+            drawn = {name: tensor.to(device, non_blocking=True) for name, tensor in drawn.items()}
+            labels = augment.mix_labels(labels.flatten(0, 1), drawn).view_as(labels)
+            images = apply(images.flatten(0, 1), drawn).view_as(images)
+        if recipe.restart_momentum_at_decay and recipe.schedule == "step" and step in decays:
+            stepper.forget()
+        stepper(images, labels, rates[step - start], numbers[step - start])
+        tick(len(jobs))
+        snapshot(step + 1)
+    return states(max(start, total))
+
+
+def _augmenter(augment: Augment, plan: ExecutionPlan) -> Callable[[Tensor, Params], Tensor]:
+    """Compiled on a GPU, where a stack's augmentation is one program for all models; on a CPU it costs little beside the convolutions."""
+    return torch.compile(augment.apply, dynamic=False) if plan.strategy == "compiled" and torch.device(plan.device).type == "cuda" else augment.apply
 
 
 def _order(count: int, recipe: Recipe, streams: Streams, start: int, total: int) -> Iterator[Int[Tensor, " B"]]:
@@ -134,44 +194,12 @@ def _order(count: int, recipe: Recipe, streams: Streams, start: int, total: int)
         yield permutation[position * recipe.batch_size : (position + 1) * recipe.batch_size]
 
 
-def _optimizer(recipe: Recipe, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, recipe.lr, weight_decay=recipe.weight_decay)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, total: int, decay_steps: list[int]) -> None:
-    rate = recipe.lr
+def _rate_factor(recipe: Recipe, step: int, total: int, decay_steps: list[int]) -> float:
+    """What the learning rate is multiplied by at a step (from 0): ``(step + 1) / warmup_steps`` at first, then the schedule over what remains."""
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
     if recipe.schedule == "step":
-        rate *= recipe.decay ** sum(step >= at for at in decay_steps)
-        if recipe.restart_momentum_at_decay and step in decay_steps:
-            optimizer.state.clear()
-    elif recipe.schedule == "cosine":
-        rate *= 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / total)).item())
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: tuple[str, ...]) -> dict[str, Tensor]:
-    slots = optimizer.state_dict()["state"]
-    return {f"{names[i]}.{slot}": value for i, state in slots.items() for slot, value in state.items() if isinstance(value, Tensor)}
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, names: tuple[str, ...], tensors: dict[str, Tensor]) -> None:
-    if not tensors:
-        return
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, slot = key.rpartition(".")
-        state.setdefault(names.index(name), {})[slot] = value.clone()
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _live_copy(state: TrainingState, plan: ExecutionPlan) -> TrainingState:
-    # compiled CPU convolutions are fastest on channels-last weights and images; the layout changes no number
-    layout = torch.channels_last if plan.strategy == "compiled" else torch.contiguous_format
-    network = {}
-    for name, tensor in state.network.items():
-        network[name] = tensor.detach().to(plan.device, copy=True, memory_format=layout if tensor.ndim == 4 else torch.contiguous_format)
-    return TrainingState(state.step, network, dict(state.optimizer))
+        return recipe.decay ** sum(step >= at for at in decay_steps)
+    if recipe.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup_steps) / (total - recipe.warmup_steps)))
+    return 1.0

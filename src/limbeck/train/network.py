@@ -2,10 +2,15 @@
 
 import hashlib
 import inspect
+import os
+import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +47,15 @@ class Network:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a cached result of this network hangs on, as plain JSON: the specification and, for a user's factory, its file and initial state."""
+        """What a cached result of this network hangs on, as plain JSON: the specification, and for code of others (a user's factory, timm) its file or
+        version and the initial state."""
         task: dict[str, Any] = self.spec.to_dict()
         if self.spec.is_factory:
             source = inspect.getsourcefile(import_module(self.spec.name.partition(":")[0]))
             code = Path(source).read_bytes() if source else b""
             task["code"] = [hashlib.sha256(code).hexdigest(), store.content_digest({}, self.module.state_dict())]
+        elif self.spec.is_timm:
+            task["code"] = [store.content_digest({}, self.module.state_dict()), version("timm")]
         return task
 
     @property
@@ -89,6 +97,10 @@ class Network:
         module.load_state_dict(dict(state))
         return module.eval()
 
+    def activation_values(self) -> int:
+        """Numbers that the layers put out in one forward pass of one image: what a backward pass keeps, up to a small factor."""
+        return _activation_values(self)
+
     def flops(self) -> int:
         """Multiply-adds counted twice, of one forward pass of one image."""
         return _flops(self)
@@ -120,12 +132,30 @@ def _flops(network: Network) -> int:
     return int(counter.get_total_flops())
 
 
+@lru_cache(maxsize=64)
+def _activation_values(network: Network) -> int:
+    counts: list[int] = []
+    leaves = [module for module in network.module.modules() if not list(module.children())]
+    hooks = [leaf.register_forward_hook(lambda module, given, out: counts.append(out.numel())) for leaf in leaves]
+    with torch.no_grad():
+        network.module.eval()(torch.zeros(1, *network.shape))
+    for hook in hooks:
+        hook.remove()
+    return sum(counts)
+
+
 LossOfState = Callable[[State, Tensor, Tensor], Tensor]
 
 
 @lru_cache(maxsize=64)
-def loss_of_state(network: Network, loss: str, temperature: float, precision: str, device_type: str) -> LossOfState:
-    """``(state, images [B, C, H, W], labels [B, K]) -> summed loss`` in training mode; with bfloat16 the network runs under autocast and the loss in float32."""
+def loss_of_state(
+    network: Network, loss: str, temperature: float, precision: str, device_type: str, *, stacked: bool = False, compiled: bool = False
+) -> LossOfState:
+    """``(state, images [B, C, H, W], labels [B, K]) -> summed loss`` in training mode; with bfloat16 the network runs under autocast and the loss in float32.
+
+    `stacked` maps it over a leading axis of all three, which gives one loss for each model. `compiled` compiles it, once for each batch shape; without a C++
+    compiler it stays eager, with one warning.
+    """
     criterion, narrow, module = make_loss(loss, temperature), precision == "bfloat16", network.module
 
     def summed_loss(state: State, images: Tensor, labels: Tensor) -> Tensor:
@@ -134,18 +164,34 @@ def loss_of_state(network: Network, loss: str, temperature: float, precision: st
             logits = torch.func.functional_call(module, state, (images,))
         return criterion(logits.float(), labels)
 
-    return summed_loss
+    mapped = torch.func.vmap(summed_loss) if stacked else summed_loss
+    if not compiled or not can_compile(device_type):
+        return mapped
+    from torch._dynamo import config
+
+    config.recompile_limit = max(64, config.recompile_limit)
+    program = torch.compile(mapped, dynamic=False)
+    if stacked:
+        return program
+    return lambda state, images, labels: program(state, images.contiguous(memory_format=torch.channels_last), labels)
 
 
-@lru_cache(maxsize=64)
 def compiled_loss_of_state(network: Network, loss: str, temperature: float, precision: str, device_type: str) -> LossOfState:
-    """The same, compiled; one compilation per batch shape."""
-    import torch._dynamo
+    """`loss_of_state`, compiled."""
+    return loss_of_state(network, loss, temperature, precision, device_type, compiled=True)
 
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    compiled = torch.compile(loss_of_state(network, loss, temperature, precision, device_type), dynamic=False)
 
-    def summed_loss(state: State, images: Tensor, labels: Tensor) -> Tensor:
-        return compiled(state, images.contiguous(memory_format=torch.channels_last), labels)
+@cache
+def can_compile(device_type: str) -> bool:
+    """Whether torch.compile has what it needs: a C++ compiler on a CPU, Triton on a GPU. Warns once where it has not."""
+    missing = (
+        "C++ compiler" if device_type == "cpu" and compiler() is None else "Triton" if device_type == "cuda" and not find_spec("triton") else None
+    )
+    if missing:
+        warnings.warn(f"no {missing} found: training runs uncompiled, with the same results but slower", RuntimeWarning, stacklevel=2)
+    return missing is None
 
-    return summed_loss
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would use on a CPU."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")

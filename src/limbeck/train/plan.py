@@ -1,9 +1,7 @@
 """Chooses an `ExecutionPlan` by device, network and amount of work, and applies its process-wide parts."""
 
 import ctypes
-import os
 import platform
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -11,14 +9,18 @@ from functools import cache
 import torch
 
 from limbeck.errors import OptionError
-from limbeck.train.network import Network
+from limbeck.train.network import Network, compiler
 from limbeck.types.plan import ExecutionPlan
 
 _CHUNK_OPERATIONS = 3.1e9  # of a forward pass: 32 images of a ConvNet-D3-W128 at 28x28, whose activations then stay in the cache
 _COMPILE_PAYS_ABOVE = 20e12  # operations of a whole job; a CPU compiles for 10 to 40 s, in which an eager run does about 3e12
-
-
 _ONE_THREAD_BELOW = 3e8  # operations of a batch's forward pass
+_STACK_BELOW = (
+    1e7  # operations of a batch's forward pass: below it the calls cost more than the arithmetic, and a stack of models shares them (measured 1.5-3x)
+)
+_MOST_MODELS = 16
+_MOST_GPU_MODELS = 32
+_GPU_COMPILE_PAYS_ABOVE = 1e15  # operations of a whole job: a minute of compiling against some minutes of eager training; not measured yet
 
 
 def plan_for(network: Network, images: int, *, batch: int = 256, device: str = "auto", threads: int | None = None) -> ExecutionPlan:
@@ -36,20 +38,43 @@ def plan_for(network: Network, images: int, *, batch: int = 256, device: str = "
     if kind == "cuda" and not torch.cuda.is_available():
         raise OptionError("device 'cuda' was asked for, but this machine has no usable GPU; use --device cpu")
     if kind != "cpu":
-        return ExecutionPlan(device=device, chunk=0, threads=threads or 1, reason=f"{kind} device: whole batches")
+        return _gpu_plan(network, images, batch, device, threads or 1)
     # below this a second thread waits longer than it works, and far longer when another program wants the core
     small = network.flops() * batch < _ONE_THREAD_BELOW
     cores = threads or (1 if small else torch.get_num_threads())
     chunk = 0 if network.has_batch_statistics else max(16, min(1024, int(_CHUNK_OPERATIONS / max(network.flops(), 1))))
     work = 3 * network.flops() * images
+    if network.flops() * batch < _STACK_BELOW:
+        return ExecutionPlan(device=device, models=_MOST_MODELS, chunk=chunk, threads=cores, reason=f"small network: {_MOST_MODELS} at once")
     if work < _COMPILE_PAYS_ABOVE:
         return ExecutionPlan(device=device, chunk=chunk, threads=cores, reason=f"{work:.1e} operations: too short to compile")
-    if _compiler() is None:
-        return ExecutionPlan(device=device, chunk=chunk, threads=cores, reason="no C++ compiler found: eager")
+    if compiler() is None:
+        return ExecutionPlan(device=device, chunk=chunk, threads=cores, reason="no C++ compiler found: eager, with the same results but slower")
     narrow = torch.ops.mkldnn._is_mkldnn_bf16_supported() and _native_bfloat16()
     precision = "bfloat16" if narrow else "float32"
     return ExecutionPlan(
         device=device, strategy="compiled", precision=precision, chunk=chunk, threads=cores, reason=f"{work:.1e} operations: compiled, {precision}"
+    )
+
+
+def _gpu_plan(network: Network, images: int, batch: int, device: str, cores: int) -> ExecutionPlan:
+    """Compiled, recorded and stacked where the work pays for compiling; as many models as memory holds; batches cut when even one does not fit."""
+    compiled = 3 * network.flops() * images > _GPU_COMPILE_PAYS_ABOVE
+    narrow = compiled and torch.cuda.is_bf16_supported()
+    # activations are kept for the backward pass, and their gradients and copies come on top
+    each = 3 * network.activation_values() * (2 if narrow else 4)
+    fits = max(1, int(0.8 * torch.cuda.mem_get_info(device)[0] / each))
+    models = max(1, min(_MOST_GPU_MODELS, fits // batch))
+    chunk = 0 if fits >= batch or network.has_batch_statistics else fits
+    words = f"{models} models at once" + (f" in chunks of {chunk}" if chunk else "") + ("" if compiled else ", too short to compile")
+    return ExecutionPlan(
+        device=device,
+        strategy="compiled" if compiled else "eager",
+        precision="bfloat16" if narrow else "float32",
+        models=models,
+        chunk=chunk,
+        threads=cores,
+        reason=f"{device}: {words}",
     )
 
 
@@ -80,10 +105,6 @@ def _keep_freed_memory() -> bool:
         return bool(libc.mallopt(mmap_threshold, 1 << 30)) and bool(libc.mallopt(trim_threshold, (1 << 31) - 1))
     except (OSError, AttributeError):
         return False
-
-
-def _compiler() -> str | None:
-    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
 @cache

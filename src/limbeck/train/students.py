@@ -1,5 +1,6 @@
 """Students: networks trained from fresh initializations on labelled images and scored on a GIVEN table. Methods, choosing and evaluation all call this."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from limbeck.data.tables import ImageTable
 from limbeck.progress import Tick
 from limbeck.streams import Streams
 from limbeck.train.examples import Examples
-from limbeck.train.fit import fit, predict
+from limbeck.train.fit import Job, fit_many, predict
 from limbeck.train.network import Network, State
 from limbeck.types.plan import ExecutionPlan
 from limbeck.types.recipe import Recipe
@@ -44,8 +45,32 @@ def train_student(
     network: Network, examples: Examples, recipe: Recipe, streams: Streams, plan: ExecutionPlan, *, tick: Tick = lambda units: None
 ) -> State:
     """A network trained from its own initialization (stream ``init``) on `examples`; the last state, on the CPU. Ticks once per step."""
-    trained = fit(network, network.init(streams), examples, recipe, streams, plan, tick=tick)
-    return {name: tensor.cpu() for name, tensor in trained.network.items()}
+    return train_students(network, [Student(examples, streams)], recipe, plan, tick=tick)[0]
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student to train: its examples, its streams, and its own learning rate where that is not the recipe's."""
+
+    examples: Examples
+    streams: Streams
+    lr: float | None = None
+
+
+def train_students(
+    network: Network, students: Sequence[Student], recipe: Recipe, plan: ExecutionPlan, *, tick: Tick = lambda units: None
+) -> list[State]:
+    """Several students, as many at once as the plan says; their last states, on the CPU, in order."""
+    jobs = [Job(network.init(student.streams), student.examples, student.streams, student.lr) for student in students]
+    trained = fit_many(network, jobs, recipe, plan, tick=tick)
+    return [{name: tensor.cpu() for name, tensor in state.network.items()} for state in trained]
+
+
+def in_groups(count: int, plan: ExecutionPlan) -> Iterator[range]:
+    """Consecutive numbers 0..count-1 in the groups that train at once. A group that is not wholly known is trained as a whole, so that its numbers do not
+    depend on where an earlier run was stopped."""
+    for start in range(0, count, plan.models):
+        yield range(start, min(start + plan.models, count))
 
 
 def score(network: Network, state: State, table: ImageTable, examples: Examples, plan: ExecutionPlan) -> Score:

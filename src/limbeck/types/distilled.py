@@ -13,13 +13,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from limbeck import store
-from limbeck.errors import FileFormatError, LimbeckError
+from limbeck.errors import FileFormatError, LimbeckError, OptionError
 from limbeck.types.labels import Labels, index_dtype
 from limbeck.types.pixels import PixelSpace
 from limbeck.types.recipe import Recipe
+from limbeck.types.views import ViewSpec
 
 KIND = "distilled dataset"
 FORMAT = 1
+VIEWS_FORMAT = 2  # a reader of format 1 would take labels per view for labels of the plain images, so it must refuse them
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class DistilledDataset:
     `owners` [N] is the class in whose name each image was made; `step_size` a learned learning rate or None; `recipe` the recommended training;
     `architecture` the network that it was made for; `provenance` plain JSON: method, options, seeds, digests of every ancestor, versions.
     `payload` names how images are stored: "plain" today; a factored or multi-formation payload decodes to the same `images`.
+    `views` says which augmented views the labels are of when there is one for each view (`labels` then has a leading view axis), and is None otherwise.
     """
 
     images: Shaped[Tensor, "N C H W"]
@@ -41,6 +44,7 @@ class DistilledDataset:
     architecture: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     payload: str = "plain"
+    views: ViewSpec | None = None
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -58,6 +62,10 @@ class DistilledDataset:
             )
         if len(self.owners) != count or len(self.labels) != count:
             raise FileFormatError(f"{count} images but {len(self.owners)} owners and {len(self.labels)} labels; use an intact file")
+        if self.labels.views != (self.views.count if self.views else None):
+            raise FileFormatError(
+                f"labels of {self.labels.views or 'no'} views but a description of {self.views.count if self.views else 'no'} views; use an intact file"
+            )
         if self.labels.classes != len(self.classes):
             raise FileFormatError(f"labels over {self.labels.classes} classes but {len(self.classes)} class names; use an intact file")
         if not 0 <= int(self.owners.long().min()) <= int(self.owners.long().max()) < len(self.classes):
@@ -98,12 +106,18 @@ class DistilledDataset:
         return self.pixels(self.images)
 
     def targets(self) -> Float[Tensor, "N K"]:
-        """Dense labels, float32."""
-        return self.labels.dense()
+        """Dense labels, float32. Labels per view are averaged over their views, as probabilities: good to look at, while training replays the views."""
+        if self.views is None:
+            return self.labels.dense()
+        every = torch.arange(len(self))
+        mean = torch.zeros(len(self), len(self.classes), dtype=torch.float64)
+        for number in range(self.views.count):
+            mean += self.labels.of_view(number, every).probabilities()
+        return (mean / self.views.count).float()
 
     def with_hard_labels(self) -> "DistilledDataset":
         """The same images under their owner classes alone."""
-        return DistilledDataset(**{**vars(self), "labels": Labels.hard(self.owners.long(), len(self.classes))})
+        return DistilledDataset(**{**vars(self), "labels": Labels.hard(self.owners.long(), len(self.classes)), "views": None})
 
     def save(self, path: str | Path) -> str:
         """Writes one ``.safetensors`` file, whole or not at all, and returns the digest. Equal sets give equal bytes."""
@@ -114,8 +128,8 @@ class DistilledDataset:
         """Reads a file written by `save`. Raises `FileFormatError` for a missing, truncated, altered, foreign or hostile file; never unpickles."""
         header, tensors = store.load(Path(path), KIND)
         version = header.get("format")
-        if version != FORMAT:
-            raise FileFormatError(f"{str(path)!r} has format {version}; this version of limbeck reads format {FORMAT}; upgrade limbeck")
+        if version not in (FORMAT, VIEWS_FORMAT):
+            raise FileFormatError(f"{str(path)!r} has format {version}; this version of limbeck reads formats up to {VIEWS_FORMAT}; upgrade limbeck")
         try:
             owners = tensors["owners"]
             hard = header["labels"]["kind"] == "hard"
@@ -130,6 +144,7 @@ class DistilledDataset:
                 architecture=None if header["architecture"] is None else dict(header["architecture"]),
                 provenance=dict(header["provenance"]),
                 payload=header["payload"],
+                views=ViewSpec(**header["views"]) if "views" in header else None,
             )
         except LimbeckError as problem:
             raise FileFormatError(f"{str(path)!r}: {problem}") from None
@@ -139,7 +154,11 @@ class DistilledDataset:
             ) from None
 
     def to_torch(self) -> torch.utils.data.TensorDataset:
-        """A ``torch.utils.data.Dataset`` of (network input [C, H, W], label [K]) pairs."""
+        """A ``torch.utils.data.Dataset`` of (network input [C, H, W], label [K]) pairs. Labels per view need `limbeck.data.views.ReplayDataset` instead."""
+        if self.views is not None:
+            raise OptionError(
+                "this set has a label for each augmented view, not one for each image; use limbeck.data.views.ReplayDataset(dataset, epoch=0)"
+            )
         return torch.utils.data.TensorDataset(self.inputs(), self.targets())
 
     def to_folder(self, path: str | Path) -> Path:
@@ -186,9 +205,10 @@ class DistilledDataset:
         return [Image.fromarray(picture if picture.shape[2] == 3 else np.ascontiguousarray(picture[:, :, 0])) for picture in shown]
 
     def _header(self) -> dict[str, Any]:
+        views = {} if self.views is None else {"views": self.views.model_dump()}
         return {
             "kind": KIND,
-            "format": FORMAT,
+            "format": VIEWS_FORMAT if views else FORMAT,
             "payload": self.payload,
             "classes": list(self.classes),
             "labels": self.labels.header(),
@@ -197,6 +217,7 @@ class DistilledDataset:
             "step_size": self.step_size,
             "architecture": None if self.architecture is None else dict(self.architecture),
             "provenance": dict(self.provenance),
+            **views,
         }
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -119,9 +119,29 @@ class Labels:
             values = torch.zeros(*values.shape[:-1], self.classes).scatter(-1, self.indices.long(), values)
         return values / values.sum(-1, keepdim=True) if self.sums_to_one and self.kind == "probability" else values
 
+    def probabilities(self) -> Float[Tensor, "*E N K"]:
+        """The same as distributions where the kind has one: a softmax of logits, exponentials of log-probabilities; the dense entries otherwise."""
+        dense = self.dense()
+        if self.kind not in ("logit", "log-probability"):
+            return dense
+        if self.indices is not None:  # an entry that was not kept is one without probability
+            dense = torch.full_like(dense, -torch.inf).scatter(-1, self.indices.long(), self._kept())
+        return dense.softmax(-1) if self.kind == "logit" else dense.exp()
+
     def _kept(self) -> Float[Tensor, "*E N k"]:
         assert self.values is not None
         return self.values.float() if self.scale is None else self.values.float() / 255 * self.scale.float()
+
+    @property
+    def views(self) -> int | None:
+        """The number E of views that have labels of their own; None when an image has one label."""
+        parts = self.values if self.values is not None else self.indices
+        assert parts is not None
+        return parts.shape[0] if parts.ndim == 3 else None
+
+    def of_view(self, number: int, rows: Int[Tensor, " M"]) -> "Labels":
+        """The labels [M, k] that some of the images have in view `number`, without touching the other views."""
+        return replace(self, **{key: getattr(self, key)[number, rows] for key in ("values", "indices", "scale") if getattr(self, key) is not None})
 
     @property
     def nbytes(self) -> int:

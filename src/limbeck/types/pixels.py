@@ -132,9 +132,9 @@ class PixelSpace:
     stored: Literal["raw", "network"] = "raw"
 
     def __call__(self, images: Shaped[Tensor, "B C H W"]) -> Images:
-        """Stored images (uint8, or float in the `stored` space) as the network's input, float32."""
+        """Stored images as the network's input, float32: uint8 images are pixels whatever the set's own are, floating ones lie in the `stored` space."""
         pixels = images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images.to(torch.float32)
-        if self.stored == "network":
+        if self.stored == "network" and images.dtype != torch.uint8:
             return pixels
         for step in self.steps:
             pixels = step.forward(pixels)
@@ -148,7 +148,7 @@ class PixelSpace:
     def to_pixels(self, images: Shaped[Tensor, "B C H W"]) -> Images:
         """Stored images as pixels in [0, 1] for people to look at. Steps that cannot be undone are skipped and each image is stretched to [0, 1] instead."""
         pixels = images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images.to(torch.float32)
-        if self.stored == "raw":
+        if self.stored == "raw" or images.dtype == torch.uint8:
             return pixels.clamp(0, 1)
         for step in reversed(self.steps):
             if step.inverse is not None:

@@ -24,6 +24,7 @@ class Recipe(BaseModel):
     schedule: Literal["constant", "step", "cosine"] = "constant"
     decay_at: tuple[float, ...] = ()
     decay: float = Field(0.1, gt=0, le=1)
+    warmup_steps: int = Field(0, ge=0, description="first steps, over which the rate rises linearly to lr")
     loss: Literal["cross-entropy", "kl", "mse"] = "cross-entropy"
     temperature: float = Field(1.0, gt=0, description="divides the logits in the KL loss")
     augment: str = "none"

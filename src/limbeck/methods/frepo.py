@@ -1,0 +1,283 @@
+"""FRePo: images and labels whose kernel ridge regression, on the features of a pool of networks trained online on them, predicts real images."""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from limbeck.data.augment import parse_augment
+from limbeck.methods.driver import Metrics, State, Turn
+from limbeck.methods.problem import Problem
+from limbeck.methods.synthetic import SyntheticOptions, finished, one_hot, owners_of, start_images
+from limbeck.streams import Streams
+from limbeck.train.network import Network, can_compile, loss_of_state
+from limbeck.train.updates import adam_step
+from limbeck.types.distilled import DistilledDataset
+from limbeck.types.labels import Labels
+from limbeck.types.recipe import Recipe
+
+STUDENT = Recipe(optimizer="adam", lr=3e-4, weight_decay=0, batch_size=500, steps=1000, schedule="cosine", warmup_steps=500, loss="mse")
+"""How students are trained on a FRePo set: the published evaluation at 10 images (protocol ``frepo``)."""
+
+_LAMB_EPS = 1e-6
+
+
+class FRePoOptions(SyntheticOptions):
+    """The defaults are for a CPU; the recipe ``published`` holds the authors' settings."""
+
+    steps: int = Field(5000, ge=1, description="steps of the outer optimization")
+    batch: int = Field(512, ge=1, description="real images a step")
+    optimizer: Literal["adam", "lamb"] = Field("adam", description="outer optimizer; lamb scales each step to the norm of what it changes")
+    image_lr: float = Field(0.01, gt=0, description="step size of the pixels, in network space")
+    label_lr: float = Field(0.003, ge=0, description="step size of the labels; 0 keeps them")
+    last_rate: float = Field(0.1, ge=0, le=1, description="both step sizes fall along a cosine to this fraction at the last step; 1 keeps them")
+    ridge: float = Field(1e-6, gt=0, description="lambda: ridge in units of the mean diagonal entry of the kernel")
+    margin: bool = Field(True, description="reward a gap of up to 1/K between a label row's two largest entries")
+    flip: bool = Field(False, description="the mirror images of the prototypes predict too")
+    augment: str = Field("none", description="augmentation of the prototypes, such as dsa:crop_scale; none as published")
+    pool: int = Field(10, ge=1, description="networks in the pool")
+    pool_lr: float = Field(3e-4, gt=0, description="Adam step size of the networks' online training")
+    pool_batch: int = Field(1000, ge=1, description="most prototypes in one online step of a network")
+    reset_after: int = Field(100, ge=1, description="online steps after which a network is drawn anew")
+
+
+class FRePo:
+    """Neural feature regression with a pool (Zhou, Nezhadarya and Ba 2022, arXiv 2206.00719).
+
+    A step draws one network of the pool and a batch of B real images X_t with one-hot labels T. With phi its flattened features, before the head, the
+    N prototypes (X, Y) predict
+
+        ``P = phi(X_t) W``,  ``W = phi(X)' (K + lambda tr(K)/N I)^-1 Y``,  ``K = phi(X) phi(X)'``,
+
+    and images and labels descend ``1/(2B) sum ||P - (T - 1/K)||^2 - mean_i min(top1(Y_i) - top2(Y_i), 1/K)``. Then that network takes one Adam step of the
+    same squared loss on the prototypes; after `reset_after` such steps it is drawn anew. Networks begin with different counts, so that they are of all ages.
+    Rows of Y start as ``(one-hot - 1/K) / sqrt(K/10)`` and are learned freely. The file stores ``Y + 1/K``, labels of kind ``free``: the loss ``mse`` of a
+    recipe subtracts 1/K from every label row, learned or one-hot, so a student sees Y.
+
+    Cost: for a step, one forward pass of B images and two forward and backward passes of N; nothing is differentiated twice and nothing unrolled. The N x N
+    system is formed, solved (Cholesky) and differentiated in float64: O(N^2 F + N^3) with F features. Memory: the activations of N images, and three copies
+    of the parameters for every network of the pool.
+
+    Deviations: the network is the problem's (instance norm by default) in distilling and evaluation, where the authors distill with a wider one with batch
+    norm; ReLU networks start from this package's initialization; Adam by default, as LAMB's published rate needs 500,000 steps; a network takes exactly
+    `reset_after` steps (published code: one more). The authors keep the checkpoint that is best on test and evaluate an average of the student's weights:
+    here the last set is the result and students are not averaged.
+    """
+
+    Options = FRePoOptions
+    recipes: ClassVar[dict[str, dict[str, object]]] = {
+        "published": {"steps": 500_000, "batch": 1024, "optimizer": "lamb", "image_lr": 3e-4, "label_lr": 3e-4, "last_rate": 0.1, "pool": 10},
+        "fashion-mnist-cpu-ipc1": {"steps": 10_000},
+        "fashion-mnist-cpu-ipc10": {"steps": 5000},
+        "smoke": {"steps": 60, "batch": 32, "image_lr": 0.05, "label_lr": 0.02, "pool": 2, "reset_after": 10},
+    }
+
+    def __init__(self, options: FRePoOptions) -> None:
+        self.options = options
+        self._augment = parse_augment(options.augment)
+
+    def total_steps(self, problem: Problem) -> int:
+        """As asked for."""
+        return self.options.steps
+
+    def init(self, problem: Problem) -> State:
+        """Images and labels, and of network i of the pool ``pool.{i}.{name}``: parameters, buffers and Adam's memory. ``pool.updates`` [pool] counts the online
+        steps of each and ``pool.left`` [pool] those until it is drawn anew."""
+        options, classes = self.options, problem.network.classes
+        labels = (one_hot(owners_of(problem), problem) - 1 / classes) / math.sqrt(classes / 10) + 1 / classes
+        head_start = options.reset_after // options.pool * torch.arange(options.pool)
+        state = {"images": start_images(problem, options.start), "labels": labels}
+        state |= {"pool.updates": torch.zeros(options.pool, dtype=torch.int64), "pool.left": options.reset_after - head_start}
+        for i in range(options.pool):
+            state |= _within(f"pool.{i}.", _fresh(problem, problem.streams["pool", i]))
+        return state
+
+    def step(self, problem: Problem, state: State, turn: Turn) -> tuple[State, Metrics]:
+        """One step of images and labels under one network, then one of that network."""
+        i = int(torch.randint(self.options.pool, (), generator=turn.streams.torch("network")))
+        member = _below(f"pool.{i}.", state)
+        learned, metrics = self._improve(problem, state, {name: member[name] for name in _names(problem.network)}, turn)
+        updates, left = state["pool.updates"].clone(), state["pool.left"].clone()
+        if left[i] > 0:
+            updates[i] += 1
+            left[i] -= 1
+            member = self._train(problem, member, learned["images"], learned["labels"], int(updates[i]), turn)
+        else:
+            updates[i], left[i] = 0, self.options.reset_after
+            member = _fresh(problem, turn.streams)
+        return {**state, **learned, "pool.updates": updates, "pool.left": left, **_within(f"pool.{i}.", member)}, metrics
+
+    def finish(self, problem: Problem, state: State) -> DistilledDataset:
+        """Images in network space and labels of kind ``free``, in full; a soft label rule says their precision where it is float16."""
+        precision: Literal["float32", "float16"] = "float16" if problem.rule.precision == "float16" else "float32"
+        labels = Labels.encode(state["labels"].cpu(), kind="free", precision=precision, sums_to_one=False)
+        recipe = problem.recipe if problem.recipe.loss == "mse" else STUDENT
+        return finished(problem, state["images"], labels=labels, precision=self.options.image_precision, recipe=recipe)
+
+    def _improve(self, problem: Problem, state: State, network: State, turn: Turn) -> tuple[State, Metrics]:
+        options, plan = self.options, problem.plan
+        chosen = torch.randperm(len(problem.train), generator=turn.streams.torch("real"))[: options.batch]
+        real = problem.pixels.to(plan.device)(problem.train.read(chosen).to(plan.device))
+        targets = one_hot(torch.from_numpy(problem.train.labels[chosen.numpy()]), problem).double() - 1 / problem.network.classes
+        embed = _embedder(problem)
+        with torch.no_grad():
+            seen = embed(network, real).double()
+        images, labels = (state[name].detach().requires_grad_() for name in ("images", "labels"))
+        shown, rows = self._shown(images, labels, turn)
+        predicted = seen @ ridge_weights(embed(network, shown).double(), rows.double() - 1 / problem.network.classes, options.ridge)
+        error = 0.5 * (predicted - targets).square().sum(1).mean()
+        loss = error - label_margin(labels).double() if options.margin else error
+        gradients = dict(zip(("images", "labels"), torch.autograd.grad(loss, (images, labels)), strict=True))
+        accuracy = (predicted.argmax(1) == targets.argmax(1)).double().mean()
+        metrics = dict(zip(("loss", "error", "accuracy"), torch.stack([loss, error, accuracy]).tolist(), strict=True))
+        return self._descend(state, gradients, turn), metrics
+
+    def _shown(self, images: Float[Tensor, "N C H W"], labels: Float[Tensor, "N K"], turn: Turn) -> tuple[Tensor, Tensor]:
+        """Prototypes as they predict: augmented, and with their mirror images, as far as the options ask."""
+        if self._augment is not None:
+            images = self._augment(images, turn.streams.torch("augment"))
+        return (torch.cat([images, images.flip(3)]), torch.cat([labels, labels])) if self.options.flip else (images, labels)
+
+    def _descend(self, state: State, gradients: State, turn: Turn) -> State:
+        """Images and labels after an Adam or LAMB step, with their memory."""
+        options = self.options
+        fall = options.last_rate + (1 - options.last_rate) * 0.5 * (1 + math.cos(math.pi * turn.number / options.steps))
+        slots = {name: state[name] for kind in ("images", "labels") for name in (f"{kind}.mean", f"{kind}.square") if name in state}
+        lamb = options.optimizer == "lamb"
+        origin = {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
+        directions, slots = adam_step(origin, gradients, slots, lr=1.0, eps=_LAMB_EPS if lamb else 1e-8, number=turn.number + 1)
+        for name, rate in (("images", options.image_lr), ("labels", options.label_lr)):
+            trust = trust_ratio(state[name], directions[name]) if lamb else 1.0
+            slots[name] = state[name] + rate * fall * turn.scale * trust * directions[name]
+        return slots
+
+    def _train(
+        self, problem: Problem, member: State, images: Float[Tensor, "N C H W"], labels: Float[Tensor, "N K"], number: int, turn: Turn
+    ) -> State:
+        """The network and its memory after its online step `number` (from 1) on the prototypes."""
+        if len(images) > self.options.pool_batch:
+            chosen = torch.randperm(len(images), generator=turn.streams.torch("online"))[: self.options.pool_batch].to(images.device)
+            images, labels = images[chosen], labels[chosen]
+        plan, names = problem.plan, problem.network.parameter_names
+        # batch statistics are updated in place, and the state that was given must stay as it is
+        network = {name: member[name].clone() for name in _names(problem.network)}
+        for name in names:
+            network[name].requires_grad_()
+        device_type, compiled = torch.device(plan.device).type, plan.strategy == "compiled"
+        plain, fast = (loss_of_state(problem.network, "mse", 1.0, plan.precision, device_type, compiled=on) for on in (False, compiled))
+        gradients: dict[str, Tensor] = {}
+        size = _piece(len(images), plan.chunk)
+        for part, rows in zip(images.split(size), labels.split(size), strict=True):
+            loss = (fast if len(part) == size else plain)(network, part, rows) / len(images)
+            for name, gradient in zip(names, torch.autograd.grad(loss, [network[name] for name in names]), strict=True):
+                gradients[name] = gradients[name] + gradient if name in gradients else gradient
+        slots = {name: tensor for name, tensor in member.items() if name not in network}
+        with torch.no_grad():
+            moved, slots = adam_step({name: network[name] for name in names}, gradients, slots, lr=self.options.pool_lr * turn.scale, number=number)
+        return {**network, **moved, **slots}
+
+
+def ridge_weights(features: Float[Tensor, "N F"], labels: Float[Tensor, "N K"], ridge: float) -> Float[Tensor, "F K"]:
+    """``phi' (K + ridge tr(K)/N I)^-1 Y`` with ``K = phi phi'``: weights of the linear predictor of kernel ridge regression. NaN where K is not finite.
+
+    Weights instead of predictions from the kernel between real images and prototypes: O(B F K) in place of O(B F N).
+    """
+    kernel = features @ features.T
+    scale = ridge * kernel.diagonal().mean()
+    factor, failed = torch.linalg.cholesky_ex(kernel + scale * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device))
+    weights = features.T @ torch.cholesky_solve(labels, factor)
+    return torch.where(failed == 0, weights, torch.nan)
+
+
+def label_margin(labels: Float[Tensor, "N K"]) -> Float[Tensor, ""]:
+    """``mean_i min(top1(Y_i) - top2(Y_i), 1/K)``: unchanged when a constant is added to all entries."""
+    first, second = labels.topk(2, dim=1).values.unbind(1)
+    return (first - second).clamp_max(1 / labels.shape[1]).mean()
+
+
+def trust_ratio(values: Tensor, direction: Tensor) -> Tensor:
+    """LAMB's factor ``|values| / |direction|``, and 1 where either is zero (You et al. 2020, arXiv 1904.00962)."""
+    size, step = values.norm(), direction.norm()
+    return torch.where((size > 0) & (step > 0), size / step, torch.ones_like(size))
+
+
+def _fresh(problem: Problem, streams: Streams) -> State:
+    """A new network without a past."""
+    network = {name: tensor.to(problem.plan.device) for name, tensor in problem.network.init(streams).items()}
+    memory = {f"{name}.{slot}": torch.zeros_like(network[name]) for name in problem.network.parameter_names for slot in ("mean", "square")}
+    return network | memory
+
+
+def _names(network: Network) -> tuple[str, ...]:
+    return tuple(network.module.state_dict())
+
+
+def _within(prefix: str, tensors: State) -> State:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _below(prefix: str, tensors: State) -> State:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+Embed = Callable[[State, Float[Tensor, "B C H W"]], Float[Tensor, "B F"]]
+
+
+def _embedder(problem: Problem) -> Embed:
+    """Features of any number of images, in evaluation mode, in pieces that fit the plan; differentiable where gradients are on."""
+    plan, device_type = problem.plan, torch.device(problem.plan.device).type
+    plain, fast = (_features(problem.network, plan.precision, device_type, on) for on in (False, plan.strategy == "compiled"))
+
+    def embed(network: State, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
+        size = _piece(len(images), plan.chunk)
+        # a ragged last piece would cost a compilation of its own
+        return torch.cat([(fast if len(part) == size else plain)(network, part) for part in images.split(size)])
+
+    return embed
+
+
+class _Features(nn.Module):
+    """A classifier whose forward pass stops at the embedding."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        embedding: Tensor = self.model.features(images)  # type: ignore[operator]
+        return embedding
+
+
+@lru_cache(maxsize=64)
+def _features(network: Network, precision: str, device_type: str, compiled: bool) -> Embed:
+    module, narrow = _Features(network.module), precision == "bfloat16"
+
+    def features(state: State, images: Tensor) -> Tensor:
+        module.eval()
+        with torch.autocast(device_type, torch.bfloat16, enabled=narrow):
+            embedding = torch.func.functional_call(module, {f"model.{name}": tensor for name, tensor in state.items()}, (images,))
+        return embedding.float()
+
+    if not compiled or not can_compile(device_type):
+        return features
+    from torch._dynamo import config
+
+    config.recompile_limit = max(64, config.recompile_limit)
+    program = torch.compile(features, dynamic=False)
+
+    def laid_out(state: State, images: Tensor) -> Tensor:
+        # compiled CPU convolutions are fastest on channels-last weights and images; the layout changes no number
+        state = {name: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor for name, tensor in state.items()}
+        return program(state, images.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+
+    return laid_out
+
+
+def _piece(count: int, chunk: int) -> int:
+    """Size of the equal pieces of at most `chunk` that `count` images are cut into; `chunk` 0 means all at once."""
+    return count if chunk == 0 or count <= chunk else -(-count // -(-count // chunk))

@@ -1,0 +1,161 @@
+"""One optimizer step of one model or of a stack of them: gradients, chunked; the update; and on a GPU the whole of it as one recorded program."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.train.network import Network, State, loss_of_state
+from limbeck.train.updates import adam_step, sgd_step
+from limbeck.types.plan import ExecutionPlan
+from limbeck.types.recipe import Recipe
+
+Tensors = dict[str, Tensor]
+_WARM_CALLS = 3  # ordinary calls before a CUDA graph is recorded: libraries choose their algorithms and allocate workspaces in these
+
+
+class Stepper:
+    """Holds the live tensors of S models and advances them. With S = 1 they have their own shapes; a stack has a leading axis S."""
+
+    def __init__(self, network: Network, recipe: Recipe, plan: ExecutionPlan, starts: Sequence[tuple[State, Tensors]]) -> None:
+        self._names, self._recipe, self._plan = network.parameter_names, recipe, plan
+        self._stacked = plan.models > 1
+        device = torch.device(plan.device)
+        self._network = {name: self._live(tensors) for name, tensors in _transposed([start for start, _ in starts]).items()}
+        for name in self._names:
+            self._network[name].requires_grad_(True)
+        self._slots = self._zeros()
+        for name, tensors in _transposed([slots for _, slots in starts]).items():
+            self._slots[name].copy_(self._join(tensors))
+        self._update = _update_of(recipe)
+        make = partial(loss_of_state, network, recipe.loss, recipe.temperature, plan.precision, device.type)
+        # on a CPU a ragged last chunk stays eager: compiling a second program for a few images would not pay
+        self._plain, self._fast = make(stacked=self._stacked), make(stacked=self._stacked, compiled=plan.strategy == "compiled")
+        self._advance: Callable[..., None] = self._step
+        if device.type == "cuda" and plan.strategy == "compiled":
+            self._plain, self._advance = self._fast, Recorded(self._step)
+
+    def __call__(
+        self, images: Float[Tensor, "S B C H W"], labels: Float[Tensor, "S B K"], rates: Float[Tensor, " S"], number: Float[Tensor, ""]
+    ) -> None:
+        """Takes step `number` (from 1; a tensor, since a recorded program cannot be given another constant) on a batch of each model, at the rates of each."""
+        if self._stacked:
+            self._advance(images, labels, rates, number)
+        else:
+            self._advance(images[0], labels[0], rates[0], number)
+
+    def forget(self) -> None:
+        """Empties the optimizer's memory."""
+        for slot in self._slots.values():
+            slot.zero_()
+
+    def states(self) -> list[tuple[State, Tensors]]:
+        """Parameters and buffers, and the optimizer's tensors, of every model: views of the live ones."""
+        network, slots = ({name: tensor.detach() for name, tensor in group.items()} for group in (self._network, self._slots))
+        if not self._stacked:
+            return [(network, slots)]
+        count = len(next(iter(network.values())))
+        return [({name: t[i] for name, t in network.items()}, {name: t[i] for name, t in slots.items()}) for i in range(count)]
+
+    def _step(self, images: Tensor, labels: Tensor, rates: Tensor, number: Tensor) -> None:
+        axis = 1 if self._stacked else 0
+        batch = images.shape[axis]
+        size, gradients = _pieces(batch, self._plan.chunk), None
+        parameters = [self._network[name] for name in self._names]
+        for part, rows in zip(images.split(size, axis), labels.split(size, axis), strict=True):
+            loss = (self._fast if part.shape[axis] == size else self._plain)(self._network, part, rows)
+            new = torch.autograd.grad(loss.sum() / batch, parameters)
+            gradients = new if gradients is None else tuple(torch._foreach_add(gradients, new))
+        assert gradients is not None
+        with torch.no_grad():
+            current = {name: self._network[name] for name in self._names}
+            update = torch.func.vmap(self._update, in_dims=(0, 0, 0, 0, None)) if self._stacked else self._update
+            moved, slots = update(current, dict(zip(self._names, gradients, strict=True)), self._slots, rates, number)
+            for name, tensor in moved.items():
+                current[name].copy_(tensor)
+            for name, tensor in slots.items():
+                self._slots[name].copy_(tensor)
+
+    def _zeros(self) -> Tensors:
+        kinds = ("momentum",) * (self._recipe.momentum > 0) if self._recipe.optimizer == "sgd" else ("mean", "square")
+        return {f"{name}.{kind}": torch.zeros_like(self._network[name]).detach() for name in self._names for kind in kinds}
+
+    def _join(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(tensors)).to(self._plan.device) if self._stacked else tensors[0].to(self._plan.device)
+
+    def _live(self, tensors: Sequence[Tensor]) -> Tensor:
+        # compiled CPU convolutions are fastest on channels-last weights and images; the layout changes no number
+        narrow = self._plan.strategy == "compiled" and not self._stacked and tensors[0].ndim == 4
+        layout = torch.channels_last if narrow else torch.preserve_format
+        return self._join(tensors).detach().clone(memory_format=layout)
+
+
+class Recorded:
+    """A step on tensors of fixed shapes, recorded as a CUDA graph after a few ordinary calls of each shape and replayed from then on.
+
+    The step must change state only in tensors that live as long as this object, and must not read a value back. Recording costs one capture for every
+    combination of input shapes; a replay is one launch for the hundreds of kernels of a training step.
+    """
+
+    def __init__(self, step: Callable[..., None]) -> None:
+        self._step = step
+        self._calls: Counter[tuple[torch.Size, ...]] = Counter()
+        self._graphs: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]] = {}
+
+    def __call__(self, *inputs: Tensor) -> None:
+        key = tuple(tensor.shape for tensor in inputs)
+        self._calls[key] += 1
+        if key not in self._graphs:
+            if self._calls[key] <= _WARM_CALLS:
+                self._warm(inputs)
+                return
+            self._graphs[key] = self._record(inputs)
+        graph, places = self._graphs[key]
+        for place, tensor in zip(places, inputs, strict=True):
+            place.copy_(tensor, non_blocking=True)
+        graph.replay()
+
+    def _warm(self, inputs: tuple[Tensor, ...]) -> None:
+        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            self._step(*inputs)
+        current.wait_stream(side)
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+        graph, places = torch.cuda.CUDAGraph(), tuple(tensor.clone() for tensor in inputs)
+        with torch.cuda.graph(graph):
+            self._step(*places)
+        return graph, places
+
+
+Update = Callable[[Tensors, Tensors, Tensors, Tensor, Tensor], tuple[Tensors, Tensors]]
+
+
+def _update_of(recipe: Recipe) -> Update:
+    """``(parameters, gradients, slots, rate, number) -> (parameters, slots)`` of one model."""
+
+    def sgd(parameters: Tensors, gradients: Tensors, slots: Tensors, rate: Tensor, number: Tensor) -> tuple[Tensors, Tensors]:
+        return sgd_step(parameters, gradients, slots, lr=rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+    def adam(parameters: Tensors, gradients: Tensors, slots: Tensors, rate: Tensor, number: Tensor) -> tuple[Tensors, Tensors]:
+        decay = recipe.weight_decay
+        if recipe.optimizer == "adamw":  # Loshchilov and Hutter 2019: the parameters decay, not the gradients
+            parameters, decay = {name: tensor * (1 - rate * decay) for name, tensor in parameters.items()}, 0.0
+        return adam_step(parameters, gradients, slots, lr=rate, number=number, weight_decay=decay)
+
+    return sgd if recipe.optimizer == "sgd" else adam
+
+
+def _transposed(members: Sequence[Tensors]) -> dict[str, list[Tensor]]:
+    return {name: [member[name] for member in members] for name in members[0]}
+
+
+def _pieces(batch: int, chunk: int) -> int:
+    """Size of the equal pieces that a batch is cut into: at most `chunk`, as equal as can be."""
+    if chunk == 0 or batch <= chunk:
+        return batch
+    return -(-batch // -(-batch // chunk))
