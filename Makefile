@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench bench-compare docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -25,6 +25,9 @@ lint: $(VENV)/.lint
 
 bench: $(VENV)/.core
 	$(BIN)/python -m benchmarks.cpu
+
+bench-compare: $(VENV)/.core
+	$(BIN)/python -m benchmarks.cpu --compare
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/generate.py

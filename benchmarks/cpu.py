@@ -1,86 +1,71 @@
-"""How fast training is on this machine's CPU: ``python -m benchmarks.cpu`` (about three minutes) prints a table and writes ``benchmarks/results/cpu.json``.
+"""How fast training and scoring are on this machine's processor: ``python -m benchmarks.cpu`` or ``make bench`` (under ten minutes).
 
-Each case runs a plain loop (one nn.Module, eager, float32, whole batches, in the manner of the published repositories) and limbeck's `fit` under the plan that it
-chooses for a long job, alternating in one process; compiling is timed apart. The allocator setting of `limbeck.train.plan` is process-wide, so the plain loop
-gains from it too, and the ratio here is smaller than against another program.
+Prints a table and writes ``benchmarks/results/speed/cpu.json``; ``--no-write`` leaves the file alone, and ``--compare`` shows the change against it.
 """
 
+import argparse
 import json
-import platform
-import statistics
-import time
+import os
 from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line sets it; both sides run under it
 
 import torch
 
-from limbeck.data.tables import ArrayTable
-from limbeck.models import parse_model
-from limbeck.streams import Streams
-from limbeck.train.examples import Examples
-from limbeck.train.fit import fit
-from limbeck.train.network import Network
-from limbeck.train.plan import plan_for, threads
-from limbeck.types.pixels import PixelSpace
-from limbeck.types.recipe import Recipe
+from benchmarks.speed import cases, limits, machine, measure, measure_scoring, table_of
 
-CASES = {"expert step, 28x28x1, batch 256": ((1, 28, 28), 256, 6), "student step, 28x28x1, batch 100": ((1, 28, 28), 100, 12)}
-ROUNDS = 3
+TARGET = Path(__file__).parent / "results" / "speed" / "cpu.json"
 
 
-def plain_loop(network: Network, examples: Examples, recipe: Recipe, steps: int) -> None:
-    """Eager float32 training of one module on whole batches."""
-    module = network.loaded(network.init(Streams(0))).train()
-    optimizer = torch.optim.SGD(module.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    for _ in range(steps):
-        images, labels = examples.batch(torch.arange(recipe.batch_size), torch.device("cpu"))
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(module(images), labels).backward()
-        optimizer.step()
+def run(rounds: int) -> dict[str, Any]:
+    """All cases."""
+    rows = []
+    for case in cases((5,), lambda batch: max(2, min(30, 400 // batch))):
+        rows.append(measure(case, "cpu", rounds))
+        print(table_of(rows[-1:]).splitlines()[-1], flush=True)
+    for shape in ("28x28x1",):
+        rows.append(measure_scoring(shape, "cpu", rounds, images=5000))
+        rows.append(measure_scoring(shape, "cpu", rounds, images=500, states=20))
+    found = {"bfloat16": limits("cpu", torch.bfloat16), "float32": limits("cpu", torch.float32)}
+    return {"machine": machine("cpu"), "limits": found, "rows": rows}
 
 
-def measure(shape: tuple[int, int, int], batch: int, steps: int) -> dict[str, object]:
-    """Milliseconds a step of both loops, their ratio round by round, and the seconds that the first compiled steps took."""
-    network = Network(parse_model("convnet"), shape, 10)
-    images = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8, generator=Streams(0).torch("pixels"))
-    examples = Examples.of_table(ArrayTable(images, [i % 10 for i in range(batch)], [str(i) for i in range(10)]), PixelSpace())
-    recipe = Recipe(batch_size=batch, steps=steps)
-    plan = plan_for(network, 1_000_000, batch=batch)
-    started = time.perf_counter()
-    fit(network, network.init(Streams(0)), examples, recipe.with_(steps=2), Streams(0), plan)
-    warm_up = time.perf_counter() - started
-    plain, ours = [], []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        with threads(plan.threads):
-            plain_loop(network, examples, recipe, steps)
-        plain.append((time.perf_counter() - started) / steps * 1e3)
-        started = time.perf_counter()
-        fit(network, network.init(Streams(0)), examples, recipe, Streams(0), plan)
-        ours.append((time.perf_counter() - started) / steps * 1e3)
-    ratios = [a / b for a, b in zip(plain, ours, strict=True)]
-    return {
-        "plain_ms": round(statistics.median(plain), 1),
-        "limbeck_ms": round(statistics.median(ours), 1),
-        "ratio": round(statistics.median(ratios), 2),
-        "ratios": [round(ratio, 2) for ratio in ratios],
-        "warm_up_s": round(warm_up, 1),
-        "plan": plan.model_dump(),
-    }
+def compare(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Each case's ratio against the committed one: a regression guard for people, since machines differ and are noisy."""
+    known = {row["case"]: row for row in old["rows"]}
+    lines = [f"committed: {old['machine']}", f"now:       {new['machine']}"]
+    for row in new["rows"]:
+        before = known.get(row["case"])
+        change = "new" if before is None else f"{before['ratio']:.2f}x -> {row['ratio']:.2f}x ({100 * (row['ratio'] / before['ratio'] - 1):+.0f} %)"
+        lines.append(f"{row['case']:38} {change}")
+    return "\n".join(lines)
 
 
-def main() -> None:
-    """Runs every case."""
-    results = {}
-    for name, case in CASES.items():
-        results[name] = measure(*case)
-        row = results[name]
+def finish(record: dict[str, Any], target: Path, arguments: argparse.Namespace) -> None:
+    """Prints the table, compares, writes."""
+    print(f"\n{record['machine']}\n{table_of(record['rows'])}\n")
+    for precision, limit in record["limits"].items():
         print(
-            f"{name}: plain {row['plain_ms']} ms, limbeck {row['limbeck_ms']} ms, ratio {row['ratio']} {row['ratios']}, compiled in {row['warm_up_s']} s"
+            f"measured limit, {precision}: matrix product {limit['matmul_tflops']:.2f} TFLOP/s, convolutions alone {limit['convolution_tflops']:.2f} TFLOP/s"
         )
-    record = {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}", "cases": results}
-    target = Path(__file__).parent / "results" / "cpu.json"
-    target.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if arguments.compare:
+        print(f"\n{compare(json.loads(target.read_text(encoding='utf-8')), record)}")
+    elif not arguments.no_write:
+        target.parent.mkdir(exist_ok=True, parents=True)
+        target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(f"written: {target}")
+
+
+def parse() -> argparse.Namespace:
+    """The command line of both benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds of each case")
+    parser.add_argument("--no-write", action="store_true", help="leave the stored results alone")
+    parser.add_argument("--compare", action="store_true", help="show the change against the stored results instead of storing")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    given = parse()
+    finish(run(given.rounds), TARGET, given)

@@ -26,7 +26,15 @@ from limbeck.data.augment import (
 from limbeck.errors import OptionError
 
 TEXTS = ["dsa", "dsa:color_crop", "dsa:crop_rotate,siamese=true,mode=multiple,align_corners=true", "dsa:siamese=true", "crop_flip", "crop", "flip"]
-TEXTS += ["crop_flip:pad=4", "cutmix:alpha=1.0", "mixup:alpha=0.8", "crop_flip+mixup:alpha=0.8", "dsa:mode=multiple"]
+TEXTS += [
+    "crop_flip:pad=4",
+    "cutmix:alpha=1.0",
+    "mixup:alpha=0.8",
+    "crop_flip+mixup:alpha=0.8",
+    "dsa:mode=multiple",
+    "resized_crop",
+    "resized_crop:scale=0.5",
+]
 OPERATIONS = DSA_STRATEGY.split("_")
 
 
@@ -146,7 +154,7 @@ def test_parsed_values():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("dsaa", "unknown augmentation 'dsaa'; did you mean 'dsa'? known: crop, crop_flip, cutmix, dsa, flip, mixup, none"),
+        ("dsaa", "unknown augmentation 'dsaa'; did you mean 'dsa'? known: crop, crop_flip, cutmix, dsa, flip, mixup, none, resized_crop"),
         (
             "dsa:colour_crop",
             "unknown operation 'colour' in DSA strategy 'colour_crop'; did you mean 'color'? known: color, crop, cutout, flip, rotate, scale",

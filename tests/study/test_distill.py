@@ -77,8 +77,8 @@ def test_a_second_run_trains_nothing(done: tuple[Path, DistilledDataset, dict], 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("trained again")
 
-    for module in ("limbeck.experts.trajectory", "limbeck.train.students"):
-        monkeypatch.setattr(f"{module}.fit", refuse)
+    for function in ("limbeck.experts.trajectory.fit", "limbeck.train.students.fit_many"):
+        monkeypatch.setattr(function, refuse)
     out, _, record = done
     _, again = distill("digits", DistillOptions(**SMALL), out, cache=Cache(out / "cache"))
     accuracies = [[row["accuracy"] for row in each["evaluations"]] for each in (record, again)]

@@ -155,7 +155,8 @@ def test_hostile_tensors_are_one_sentence(tmp_path: Path, change: dict[str, torc
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("format", 2, "has format 2; this version of limbeck reads format 1; upgrade limbeck"),
+        ("format", 3, "has format 3; this version of limbeck reads formats up to 2; upgrade limbeck"),
+        ("format", 2, None),
         ("format", None, "has format None"),
         ("payload", "factored", "payload 'factored' is not known to this version of limbeck; upgrade limbeck"),
         ("classes", ["a", "b"], "labels over 3 classes but 2 class names"),

@@ -14,6 +14,8 @@ VERBS = {
     "demo": ("limbeck.cli.verbs:demo", "Distill handwritten digits end to end in under a minute."),
     "distill": ("limbeck.cli.verbs:distill", "Distill a source into one file, evaluate it beside its baselines, write a report."),
     "evaluate": ("limbeck.cli.verbs:evaluate", "Train students on a distilled file and measure them, beside random real images."),
+    "score": ("limbeck.cli.verbs:score", "Label-robust and augmentation-robust scores of a distilled file, with every component."),
+    "import": ("limbeck.cli.verbs:import_", "Turn a distilled set of another program (DC, MTT, SRe2L, tensors) into a limbeck file."),
     "compare": ("limbeck.cli.verbs:compare", "Paired differences in accuracy between results, with 95 % intervals."),
     "train": ("limbeck.cli.verbs:train", "Train a model, your own too, on a distilled file and save a checkpoint."),
     "report": ("limbeck.cli.verbs:report", "Write the HTML report and its figures again from a run folder."),

@@ -82,3 +82,46 @@ def print_evaluations(record: dict[str, Any]) -> None:
     protocols, covers = ", ".join(sorted({row.protocol for row in judged})), "; ".join(sorted({row.covers_text for row in judged}))
     words = f"last-epoch accuracy on {judged[0].test_images} test images, protocol {protocols}; 95 % intervals: {covers}"
     STDOUT.print(words, markup=False, soft_wrap=True)
+
+
+def print_score(score: dict[str, Any]) -> None:
+    """Both robust scores with every component, and what their scale means."""
+
+    def points(name: str, value: float, meaning: str) -> list[str]:
+        return [name, f"{100 * value:+.1f}", meaning]
+
+    def final(name: str, part: dict[str, Any], key: str) -> list[str]:
+        low, high = part[f"{key}_low"], part[f"{key}_high"]
+        return [
+            name,
+            f"{part[key]:.3f}" + ("" if low is None else f"  [{low:.3f}, {high:.3f}]"),
+            f"{score['natural_zero']:.3f} means no better and no worse",
+        ]
+
+    if (label := score.get("label_robust")) is not None:
+        rows = [
+            ["real, hard", percent(label["real_hard"]), f"all real images, hard labels: {label['real_hard_from']}"],
+            ["set, hard", percent(label["set_hard"]), "this set's images, hard labels"],
+            ["set, own", percent(label["set_own"]), "this set under its own labels"],
+            ["random, own", percent(label["random_own"]), "random real images under labels of the same kind"],
+            points("HLR", label["hlr"], "points: real, hard minus set, hard (smaller is better)"),
+            points("IOR", label["ior"], "points: set, own minus random, own"),
+            ["alpha", f"{label['alpha']:+.3f}", f"as a fraction: {score['weight']:g} IOR - {1 - score['weight']:g} HLR"],
+            final("LRS", label, "lrs"),
+        ]
+        print_table("label-robust score", ["component", "value (accuracies in %)", "what it is"], rows)
+    if (augmented := score.get("augmentation_robust")) is not None:
+        rows = [
+            ["set, augmented", percent(augmented["set_augmented"]), f"this set, {augmented['augmentation']}"],
+            ["random, augmented", percent(augmented["random_augmented"]), "random real images under labels of the same kind"],
+            ["set, plain", percent(augmented["set_plain"]), "this set without augmentation"],
+            ["random, plain", percent(augmented["random_plain"]), "random real images without augmentation"],
+            ["beta", f"{augmented['beta']:+.3f}", f"as a fraction: {score['weight']:g} augmented gap + {1 - score['weight']:g} plain gap"],
+            final("ARS", augmented, "ars"),
+        ]
+        print_table("augmentation-robust score", ["component", "value (accuracies in %)", "what it is"], rows)
+    words = (
+        f"last-epoch accuracy on test, protocol {score['protocol']}, {score['model']}, {score['students']} students an arm, every arm's learning rate chosen on "
+        "validation; 95 % intervals over students and random draws"
+    )
+    STDOUT.print(words, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from limbeck.errors import OptionError, nearest
-from limbeck.study.options import DistillOptions, EvaluateOptions
+from limbeck.study.options import DistillOptions, EvaluateOptions, ImportOptions, ScoreOptions
 
 if TYPE_CHECKING:
     from limbeck.progress import Reporter
@@ -78,7 +78,9 @@ def evaluate(
     *,
     source: Annotated[str | None, Parameter(help="evaluate on this source instead of the file's own")] = None,
     model: Annotated[str | None, Parameter(help="architecture of the students; default: the file's own")] = None,
-    labels: Annotated[Literal["stored", "hard"], Parameter(help="use the stored labels, or the class of each image alone")] = "stored",
+    labels: Annotated[
+        Literal["stored", "hard", "both"], Parameter(help="use the stored labels, the class of each image alone, or one after the other")
+    ] = "stored",
     options: Annotated[EvaluateOptions, Flat] = EvaluateOptions(),  # noqa: B008 (frozen)
     seed: Annotated[int | None, Parameter(help="root of every random stream; default: the file's own")] = None,
     out: Out = None,
@@ -88,16 +90,74 @@ def evaluate(
     from limbeck.cli.console import STDOUT, print_evaluations
     from limbeck.study.judge import evaluate_file, refuse_overwriting, write_record
 
-    target = out or file.parent / f"{file.stem}-{options.protocol}{'-hard' if labels == 'hard' else ''}.json"
+    target = out or file.parent / f"{file.stem}-{options.protocol}{'' if labels == 'stored' else f'-{labels}'}.json"
     refuse_overwriting(file, target)
     if target.is_dir():
         raise OptionError(f"--out names a folder, {str(target)!r}; evaluate writes one JSON file, so give its name")
-    record = evaluate_file(file, options, source=source, source_options=options, model=model, labels=labels, seed=seed, reporter=_reporter())
+    record = evaluate_file(
+        file,
+        options,
+        source=source,
+        source_options=options,
+        model=model,
+        labels=labels,
+        seed=seed,
+        expert_file=options.expert_file,
+        reporter=_reporter(),
+    )
     write_record(target, record)
     if json:
         return _print_json(record)
     print_evaluations(record)
     STDOUT.print(f"record: {target}", markup=False, soft_wrap=True)
+
+
+def score(
+    file: Annotated[Path, Parameter(help="a distilled .safetensors file")],
+    /,
+    *,
+    source: Annotated[str | None, Parameter(help="score on this source instead of the file's own")] = None,
+    model: Annotated[str | None, Parameter(help="architecture of the students; default: the file's own")] = None,
+    options: Annotated[ScoreOptions, Flat] = ScoreOptions(),  # noqa: B008 (frozen)
+    seed: Annotated[int | None, Parameter(help="root of every random stream; default: the file's own")] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Label-robust and augmentation-robust scores of a distilled file, with every component (after DD-Ranking, with accuracies as fractions)."""
+    from limbeck.cli.console import STDOUT, print_score
+    from limbeck.study.judge import refuse_overwriting, write_record
+    from limbeck.study.scoring import score_file
+
+    target = out or file.parent / f"{file.stem}-score-{options.protocol}.json"
+    refuse_overwriting(file, target)
+    if target.is_dir():
+        raise OptionError(f"--out names a folder, {str(target)!r}; score writes one JSON file, so give its name")
+    record = score_file(file, options, source=source, model=model, seed=seed, reporter=_reporter())
+    write_record(target, record)
+    if json:
+        return _print_json(record)
+    print_score(record["score"])
+    STDOUT.print(f"record: {target}", markup=False, soft_wrap=True)
+
+
+def import_(
+    path: Annotated[Path, Parameter(help="a file or folder of DC, DM, MTT, SRe2L, or of plain tensors")],
+    /,
+    *,
+    options: Annotated[ImportOptions, Flat] = ImportOptions(),  # noqa: B008 (frozen)
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Turn a distilled set of another program into a limbeck file, without running any code of its files."""
+    from limbeck.cli.catalog import explanation
+    from limbeck.cli.console import STDOUT
+    from limbeck.study.importing import import_set
+
+    target = out or Path(f"{path.resolve().stem}-imported.safetensors")
+    dataset = import_set(path, options, target, reporter=_reporter())
+    if json:
+        return _print_json({"file": str(target), "digest": dataset.digest, "images": len(dataset), "provenance": dict(dataset.provenance)})
+    STDOUT.print(explanation(str(target)), markup=False, soft_wrap=True)
 
 
 def compare(

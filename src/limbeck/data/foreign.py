@@ -4,6 +4,7 @@ Torch files go through ``torch.load(weights_only=True)``, NumPy files are read w
 """
 
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -37,13 +38,13 @@ _NUMBERED = re.compile(r"(?:new|class)?[_-]?(\d+)")
 class Foreign:
     """What a file or folder of another program holds.
 
-    `images` [N, C, H, W] are uint8, float32 or float16; `labels` are class numbers [N], rows [N, K] of whatever kind, or None where the file has none;
-    `step_size` a learned learning rate. `files` are those that were read.
+    `images` [N, C, H, W] are uint8, float32 or float16; `labels` are class numbers [M], rows [M, K] of whatever kind, or None where the file has none (M is N
+    for what `read_foreign` returns); `step_size` a learned learning rate. `files` are those that were read.
     """
 
     format: str
     images: Shaped[Tensor, "N C H W"]
-    labels: Int[Tensor, " N"] | Float[Tensor, "N K"] | None
+    labels: Int[Tensor, " M"] | Float[Tensor, "M K"] | None
     files: tuple[Path, ...]
     step_size: float | None = None
     notes: tuple[str, ...] = ()
@@ -227,7 +228,8 @@ class _DType:
 
 def _load_torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([_Scalar, _NewScalar, _DType]):
+        with torch.serialization.safe_globals([_Scalar, _NewScalar, _DType]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, which the user can do nothing about
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # the safe unpickler fails on damaged files with whatever its damaged instructions run into
         wanted = re.search(r"GLOBAL (\S+)", str(problem))

@@ -1,6 +1,7 @@
 """Labels per view: an expert's opinion of every augmented picture that training will see, instead of one label for the plain image."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -32,19 +33,17 @@ def label_views(
     """
     drawn = Views(augment, views, seed, len(dataset), dataset.shape)
     network_space = PixelSpace(dataset.pixels.steps, "network")
-    together, stored = max(1, _AT_ONCE // len(dataset)), dict[str, Tensor]()
-    like: Labels | None = None
+    together, header, stored = max(1, _AT_ONCE // len(dataset)), dict[str, Any](), dict[str, Tensor]()
     for start in range(0, views, together):
         numbers = range(start, min(start + together, views))
         logits = expert.logits_of(_ViewImages(dataset, drawn, numbers, torch.device(plan.device)), network_space, plan)
-        like = _encode(rule, logits, expert.digest)
-        for name, part in like.tensors().items():
-            name = name.removeprefix("labels.")
+        encoded = _encode(rule, logits, expert.digest)
+        header = encoded.header()
+        for name, part in encoded.tensors().items():
             if start == 0:
                 stored[name] = torch.empty(views, len(dataset), part.shape[1], dtype=part.dtype)
             stored[name][start : numbers.stop] = part.unflatten(0, (len(numbers), len(dataset)))
-    assert like is not None
-    return replace(dataset, labels=replace(like, **stored), views=drawn.spec)
+    return replace(dataset, labels=Labels.restore(header, stored), views=drawn.spec)
 
 
 def _encode(rule: LabelRule, logits: Float[Tensor, "P K"], expert: str) -> Labels:

@@ -11,6 +11,8 @@ METHODS = Registry(
         "dm": "limbeck.methods.distribution_matching:DistributionMatching",
         "sre2l": "limbeck.methods.sre2l:SRe2L",
         "rded": "limbeck.methods.rded:RDED",
+        "bptt": "limbeck.methods.bptt:BPTT",
+        "label-learning": "limbeck.methods.bptt:LabelLearning",
     },
 )
 SELECTORS = Registry(

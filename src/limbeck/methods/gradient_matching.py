@@ -95,7 +95,7 @@ class GradientMatching:
         "cifar10-ipc10": {},
         "cifar10-ipc50": {},
         "fashion-mnist-cpu": {"iterations": 40, "real_batch": 128},
-        "smoke": {"iterations": 10, "outer": 2, "inner": 2, "real_batch": 16, "image_lr": 1.0},
+        "smoke": {"iterations": 10, "outer": 2, "inner": 2, "real_batch": 16, "image_lr": 10.0},
     }
 
     def __init__(self, options: GradientMatchingOptions, augment: str = "none") -> None:
@@ -195,7 +195,7 @@ class SiameseGradientMatching(GradientMatching):
     Options = SiameseGradientMatchingOptions
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         **GradientMatching.recipes,
-        "smoke": {**GradientMatching.recipes["smoke"], "augment": "dsa:color_crop_cutout_scale_rotate"},
+        "smoke": {**GradientMatching.recipes["smoke"], "image_lr": 1.0, "augment": "dsa:color_crop_cutout_scale_rotate"},
     }
 
     def __init__(self, options: SiameseGradientMatchingOptions) -> None:

@@ -41,7 +41,12 @@ from limbeck.types.recipe import Recipe
 
 Sets = list[list[DistilledDataset]]
 FILE, RECORD = "distilled.safetensors", "result.json"
-NAMES = {"distilled": "this set", "random-soft": "random real, same soft labels", "random-hard": "random real, hard labels"}
+NAMES = {
+    "distilled": "this set",
+    "distilled-hard": "this set, hard labels",
+    "random-soft": "random real, same soft labels",
+    "random-hard": "random real, hard labels",
+}
 
 
 @dataclass(frozen=True)

@@ -66,13 +66,14 @@ def import_set(path: Path, options: ImportOptions, out: Path, *, reporter: Repor
     for note in foreign.notes:
         reporter.note(note)
     names = names or _numbered_classes(foreign, reporter)
-    owners, labels = _labels(foreign, len(names), options, reporter)
-    pixels, about = _pixel_space(options.pixel_space, foreign.images, options, real, reporter)
     if real is not None and tuple(real.splits.train.shape) != tuple(foreign.images.shape[1:]):
         raise DataError(
             f"the set's images are {_sides(foreign.images.shape[1:])} but those of {real.spec} are {_sides(real.splits.train.shape)}; "
             "name the source that it was made from, with its --size"
         )
+    owners, labels = _labels(foreign, len(names), options, reporter)
+    step_size = _step_size(options.step_size, foreign)
+    pixels, about = _pixel_space(options.pixel_space, foreign.images, options, real, reporter)
     dataset = DistilledDataset(
         images=foreign.images,
         owners=owners,
@@ -80,7 +81,7 @@ def import_set(path: Path, options: ImportOptions, out: Path, *, reporter: Repor
         pixels=pixels,
         classes=names,
         recipe=protocol.recipe,
-        step_size=_step_size(options.step_size, foreign),
+        step_size=step_size,
         architecture=model.to_dict(),
         provenance={
             "limbeck": __version__,
@@ -293,7 +294,7 @@ def _digests(path: Path, files: Sequence[Path]) -> dict[str, Any]:
     if len(each) <= 8:
         return each
     listed = "".join(f"{name}\0{digest}\n" for name, digest in sorted(each.items()))
-    return {path.name: hashlib.sha256(listed.encode()).hexdigest(), "count": len(each)}
+    return {path.resolve().name: hashlib.sha256(listed.encode()).hexdigest(), "count": len(each)}
 
 
 def _sha256(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from limbeck.cache import Cache
 from limbeck.data.splits import TestHandle
 from limbeck.errors import FileFormatError, LimbeckError, OptionError
 from limbeck.evaluate.evaluate import evaluate_labeler, images_shared_with_test
+from limbeck.evaluate.protocols import Protocol
+from limbeck.experts.checkpoint import load_expert
 from limbeck.experts.expert import Expert, Labeler, labeler_of
 from limbeck.experts.trajectory import find_trajectory
 from limbeck.labels.rules import LabelRule
@@ -30,6 +33,8 @@ from limbeck.train.plan import plan_for
 from limbeck.train.students import train_student
 from limbeck.types.distilled import DistilledDataset
 from limbeck.types.evaluation import Evaluation, Interval, paired_difference
+from limbeck.types.pixels import PixelSpace
+from limbeck.types.plan import ExecutionPlan
 
 
 def evaluate_file(
@@ -39,43 +44,89 @@ def evaluate_file(
     source: str | None = None,
     source_options: OpenOptions | None = None,
     model: str | None = None,
-    labels: Literal["stored", "hard"] = "stored",
+    labels: Literal["stored", "hard", "both"] = "stored",
     seed: int | None = None,
+    expert_file: Path | None = None,
     cache: Cache | None = None,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
     """Evaluates a distilled file on the source that its provenance names (or on `source`), with both random-real baselines where they can be made.
 
-    Seeds default to the file's own. The soft baseline needs the expert that labeled the file; it is made when the cache still has that expert and left
-    out, with a note, otherwise.
+    `labels` says which labels the students see: the stored ones, the class of each image alone, or both in turn, which is figure 1 of Qin, Deng and
+    Alvarez-Melis (2024, arXiv:2406.10485) for this set. Seeds default to the file's own. The soft baseline needs an expert: the one that labeled the file, when
+    the cache still has it, or the checkpoint `expert_file`; it is left out, with a note, otherwise.
     """
     cache = cache or Cache()
+    bench = set_up(
+        file, options, source=source, source_options=source_options, model=model, seed=seed, expert_file=expert_file, cache=cache, reporter=reporter
+    )
+    dataset, hard = bench.dataset, bench.dataset.with_hard_labels()
+    if labels == "both" and dataset.labels.kind == "hard":
+        reporter.note("the labels of this file are hard already, so they are evaluated once")
+    kinds = {"distilled": [[hard if labels == "hard" else dataset]]}
+    if labels == "both" and dataset.labels.kind != "hard":
+        kinds["distilled-hard"] = [[hard]]
+    if options.baselines:
+        wanted = bench.labeler is not None and (labels != "hard" or expert_file is not None)
+        if bench.labeler is None and dataset.labels.kind != "hard" and labels != "hard":
+            reporter.note(
+                "the expert that labeled this file is not in the cache, so the random-soft baseline is left out; --expert-file brings another expert"
+            )
+        kinds |= random_baselines(bench.problem, (bench.labeler,) if wanted and bench.labeler else (), 1, reporter)
+    rows = evaluate_kinds(kinds, bench.setting, bench.model, bench.protocol, options, bench.seed, cache, reporter, plan=bench.plan)
+    rule = LabelRule(kind="hard") if labels == "hard" else _rule_of(dataset)
+    return {
+        **describe_job(kinds["distilled"][0][0], bench.setting, bench.protocol, bench.plan, rule, bench.seed),
+        "title": f"{Path(file).name} on {bench.setting.spec}",
+        "file": str(file),
+        "evaluations": rows,
+    }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A distilled file set up to be judged: its source, network, protocol and plan, and the problem of making random counterparts of it.
+
+    `labeler` is the expert that gives those counterparts soft labels, or None.
+    """
+
+    dataset: DistilledDataset
+    setting: Setting
+    model: str
+    protocol: Protocol
+    plan: ExecutionPlan
+    problem: Problem
+    labeler: Labeler | None
+    seed: int
+
+
+def set_up(
+    file: Path,
+    options: EvaluationOptions,
+    *,
+    source: str | None,
+    source_options: OpenOptions | None,
+    model: str | None,
+    seed: int | None,
+    expert_file: Path | None,
+    cache: Cache,
+    reporter: Reporter,
+) -> Bench:
+    """Reads a distilled file and opens its source, or another."""
     dataset = DistilledDataset.load(file)
-    if labels == "hard":
-        dataset = dataset.with_hard_labels()
     seed = int(dataset.provenance.get("seed", 0)) if seed is None else seed
     setting = _setting_of(dataset, source, source_options, reporter)
     model = model or _architecture_of(dataset)
     protocol = protocol_for(options.protocol, setting.spec)
     network = setting.network(model)
     plan = student_plan(network, protocol.recipe, len(dataset), options)
-    kinds, rule = {"distilled": [[dataset]]}, _rule_of(dataset)
-    if options.baselines:
-        counts = tuple(np.bincount(dataset.owners.numpy(), minlength=len(dataset.classes)).tolist())
-        problem = Problem(
-            setting.splits.train, setting.splits.validation, network, setting.pixels, counts, rule, protocol.recipe, Streams(seed), plan
-        )
-        labeler = _labeler_of(dataset, cache) if dataset.labels.kind != "hard" else None
-        if labeler is None and dataset.labels.kind != "hard":
-            reporter.note("the expert that labeled this file is not in the cache, so the random-soft baseline is left out")
-        kinds |= random_baselines(problem, (labeler,) if labeler else (), 1, reporter)
-    rows = evaluate_kinds(kinds, setting, model, protocol, options, seed, cache, reporter, plan=plan)
-    return {
-        **describe_job(dataset, setting, protocol, plan, rule, seed),
-        "title": f"{Path(file).name} on {setting.spec}",
-        "file": str(file),
-        "evaluations": rows,
-    }
+    labeler = _labeler_of(dataset, cache) if dataset.labels.kind != "hard" else None
+    if expert_file is not None:
+        labeler = load_expert(expert_file, network, setting.pixels)
+    rule = LabelRule() if dataset.labels.kind == "hard" and labeler is not None else _rule_of(dataset)
+    counts = tuple(np.bincount(dataset.owners.numpy(), minlength=len(dataset.classes)).tolist())
+    problem = Problem(setting.splits.train, setting.splits.validation, network, setting.pixels, counts, rule, protocol.recipe, Streams(seed), plan)
+    return Bench(dataset, setting, model, protocol, plan, problem, labeler, seed)
 
 
 def load_record(path: Path) -> dict[str, Any]:
@@ -133,7 +184,7 @@ def train_on_file(
     plan = plan_for(network, images, batch=min(recipe.batch_size, len(dataset)), device=device, threads=threads)
     with reporter.task(f"training {name}", recipe.total_steps(len(dataset))) as tick:
         state = train_student(network, Examples.of_distilled(dataset), recipe, Streams(seed)["evaluate", "student", 0], plan, tick=tick)
-    expert = Expert(network, state, dataset.pixels, recipe.total_steps(len(dataset)), "")
+    expert = Expert(network, state, PixelSpace(dataset.pixels.steps), recipe.total_steps(len(dataset)), "")
     digest = expert.save(
         out, {"trained_on": dataset.digest, "recipe": recipe.model_dump(mode="json"), "seed": seed, "classes": list(dataset.classes)}
     )
@@ -161,7 +212,9 @@ def _setting_of(dataset: DistilledDataset, source: str | None, options: OpenOpti
     if source is None:
         options = _stored_options(provenance, options)
     try:
-        setting = Setting.open(spec, options or OpenOptions(), int(provenance.get("seed", 0)), reporter, pixels=dataset.pixels)
+        # real images are pixels, wherever the set's own images lie
+        pixels = PixelSpace(dataset.pixels.steps)
+        setting = Setting.open(spec, options or OpenOptions(), int(provenance.get("seed", 0)), reporter, pixels=pixels)
     except LimbeckError as problem:
         raise type(problem)(f"{problem} (the file names this source; give another with --source)" if source is None else str(problem)) from None
     expected = provenance.get("test_digest")

@@ -49,6 +49,32 @@ class EvaluationOptions(BaseModel):
 class EvaluateOptions(OpenOptions, EvaluationOptions):
     """Everything that `evaluate` takes beside the file; how to open a source matters only with one that is named."""
 
+    expert_file: Annotated[
+        Path | None, Field(description="a checkpoint to label the random-soft baseline with, when the file's own expert is not in the cache")
+    ] = None
+
+
+class ScoreOptions(OpenOptions):
+    """Everything that `score` takes beside the file."""
+
+    protocol: Annotated[str, Field(description="how students are trained; see: limbeck ls protocols")] = "dc"
+    students: Annotated[int, Field(ge=1, description="students for every arm; random arms draw new images for each")] = 5
+    which: Annotated[Literal["both", "label", "augmentation"], Field(description="which scores")] = "both"
+    weight: Annotated[float, Field(ge=0, le=1, description="weight of the improvement over random, and of the augmented arms")] = 0.5
+    full_accuracy: Annotated[
+        float | None, Field(description="known test accuracy, a fraction, of training on all data with hard labels; default: it is trained")
+    ] = None
+    full_epochs: Annotated[
+        int | None, Field(ge=1, description="epochs of training on all data; default: 20, and more where the set's students take more steps")
+    ] = None
+    full_students: Annotated[int, Field(ge=1, description="networks trained on all data")] = 1
+    search_students: Annotated[int, Field(ge=1, description="students for each learning rate that is tried on validation")] = 2
+    expert_file: Annotated[
+        Path | None, Field(description="a checkpoint to label random images with, when the file's own expert is not in the cache")
+    ] = None
+    device: Annotated[str, Field(description="auto, cpu, cuda or cuda:N")] = "auto"
+    threads: Annotated[int | None, Field(ge=1, description="CPU threads; default: all cores")] = None
+
 
 class DistillOptions(OpenOptions, EvaluationOptions):
     """Everything that `distill` takes beside the source."""

@@ -144,7 +144,7 @@ class DistilledDataset:
                 architecture=None if header["architecture"] is None else dict(header["architecture"]),
                 provenance=dict(header["provenance"]),
                 payload=header["payload"],
-                views=ViewSpec(**header["views"]) if "views" in header else None,
+                views=ViewSpec(**header["views"]) if version == VIEWS_FORMAT else None,
             )
         except LimbeckError as problem:
             raise FileFormatError(f"{str(path)!r}: {problem}") from None
