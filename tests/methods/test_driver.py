@@ -136,7 +136,7 @@ def test_a_method_is_read_with_recipe_and_options() -> None:
     ("text", "sentence"),
     [
         ("random-reel", "unknown method 'random-reel'; did you mean 'random-real'?"),
-        ("random-real@paper", "method random-real has no recipe 'paper'; it has none"),
+        ("random-real@paper", "method random-real has no recipe 'paper'; known: cutmix-300"),
         ("random-real:selector", "options of random-real are written key=value, got 'selector'; write for example random-real:steps=200"),
         ("random-real:selektor=x", "method random-real has no option 'selektor'; did you mean 'selector'?"),
     ],

@@ -153,15 +153,21 @@ def _students(
 def _task(dataset: DistilledDataset, network: Network, recipe: Recipe, table: ImageTable, streams: Streams, plan: ExecutionPlan) -> dict[str, object]:
     return {
         "set": store.digest_of(
-            [store.content_digest(dataset.labels.header(), {"x": dataset.images, "y": dataset.targets()}), dataset.pixels.header()]
+            [store.content_digest(dataset.labels.header(), {"x": dataset.images, **_label_tensors(dataset)}), dataset.pixels.header()]
         ),
         "pixels": store.content_digest({}, dataset.pixels.tensors()),
+        "views": None if dataset.views is None else dataset.views.model_dump(mode="json"),
         "model": network.identity,
         "recipe": recipe.model_dump(mode="json"),
         "test": table.digest,
         "streams": [streams.root, *streams.path],
         "plan": plan.model_dump(exclude={"reason"}),
     }
+
+
+def _label_tensors(dataset: DistilledDataset) -> dict[str, Tensor]:
+    """What a student is taught: the dense labels, and what is stored for each view where there are views."""
+    return {"y": dataset.targets(), **(dataset.labels.tensors() if dataset.views is not None else {})}
 
 
 def _read_score(path: Path) -> Score | None:

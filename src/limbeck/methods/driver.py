@@ -134,7 +134,8 @@ def _step(method: Method, problem: Problem, state: State, progress: Progress, re
     for _ in range(_MOST_HALVINGS):
         turn = Turn(progress.step, progress.scale, problem.streams["step", progress.step])
         new, metrics = method.step(problem, state, turn)
-        if all(math.isfinite(value) for value in metrics.values()) and _finite(new):
+        changed = {name: tensor for name, tensor in new.items() if tensor is not state.get(name)}
+        if all(math.isfinite(value) for value in metrics.values()) and _finite(changed):
             return new, metrics
         progress.scale /= 2
         progress.restarts += 1

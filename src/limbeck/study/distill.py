@@ -5,36 +5,41 @@ Every expensive part is cached under its content, so the same command continues 
 
 import math
 import platform
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from pydantic import BaseModel
 
 from limbeck import __version__, store
 from limbeck.cache import Cache
-from limbeck.choose.snapshot import Choice, best_learning_rate, successive_halving, trials_as_dicts
-from limbeck.data.augment import dsa_strategy_for
+from limbeck.choose.snapshot import best_learning_rate
+from limbeck.data.augment import DSA, dsa_strategy_for, parse_augment
 from limbeck.errors import OptionError
-from limbeck.evaluate.evaluate import evaluate, evaluate_labeler
+from limbeck.evaluate.evaluate import evaluate
 from limbeck.evaluate.protocols import DSA_ALL, Protocol, get_protocol
-from limbeck.experts.checkpoint import load_expert
-from limbeck.experts.expert import Expert, Labeler, labeler_of
-from limbeck.experts.trajectory import EXPERT_RECIPE, Trajectory, train_expert
+from limbeck.experts.expert import Labeler
 from limbeck.labels.rules import LabelRule
-from limbeck.methods import METHODS, SELECTORS
+from limbeck.methods import SELECTORS
 from limbeck.methods.budget import counts_for, parse_bytes
-from limbeck.methods.driver import run_method
+from limbeck.methods.driver import Check, Method, run_method
+from limbeck.methods.parse import parse_method
 from limbeck.methods.problem import Problem
 from limbeck.models import parse_model
 from limbeck.progress import SILENT, Reporter
 from limbeck.streams import Streams
+from limbeck.study.experts import Experts, expert_record, expert_test, label_default, prepare_experts
 from limbeck.study.options import DistillOptions, EvaluationOptions
 from limbeck.study.setting import Setting
+from limbeck.train.examples import Examples
 from limbeck.train.network import Network
 from limbeck.train.plan import plan_for
+from limbeck.train.students import score, train_student
 from limbeck.types.distilled import DistilledDataset
 from limbeck.types.plan import ExecutionPlan
 from limbeck.types.recipe import Recipe
@@ -49,17 +54,6 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Experts:
-    """The labelers of a job (one, or several to cross with the image draws), where they come from, and the choice of their snapshot."""
-
-    labelers: tuple[Labeler, ...]
-    trajectories: tuple[Trajectory, ...] = ()
-    step: int | None = None
-    choice: Choice | None = None
-    chosen_by: str = "given"
-
-
 def distill(
     source: str, options: DistillOptions, out: Path, *, cache: Cache | None = None, reporter: Reporter = SILENT, command: str = ""
 ) -> tuple[DistilledDataset, dict[str, Any]]:
@@ -69,8 +63,10 @@ def distill(
     cache = cache or Cache()
     _check_names(options)
     protocol = protocol_for(options.protocol, source)
+    method = method_of(options, source)
+    budget = parse_duration(options.budget) if options.budget else None
     setting = Setting.open(source, options, options.seed, reporter, pixels=options.pixels)
-    rule = _rule(options)
+    rule = _rule(method, options)
     counts = counts_for(
         setting.splits.train, rule, setting.pixels, ipc=options.ipc, total_bytes=parse_bytes(options.bytes) if options.bytes else None
     )
@@ -82,6 +78,8 @@ def distill(
         raise OptionError("the source is too small to set test images aside, so nothing can be evaluated; use --no-evaluate, or give more images")
     # found out now, before anything expensive: whether `out` can be written
     store.write_json(out / "options.json", {"source": source, **options.model_dump(mode="json")})
+    if plan.reason.startswith("no C++ compiler"):
+        reporter.note(plan.reason)
     problem = Problem(
         train=setting.splits.train,
         validation=setting.splits.validation,
@@ -92,28 +90,30 @@ def distill(
         recipe=protocol.recipe,
         streams=Streams(options.seed),
         plan=plan,
-        provenance=_provenance(source, setting, options, plan),
+        provenance=_provenance(source, setting, method, options, plan),
     )
 
     lap = time.monotonic()
-    experts = _experts(problem, setting, options, cache, reporter)
-    seconds["expert and choice"] = time.monotonic() - lap
-    sets = _draw(problem, experts, options, "draw", options.method, options.selector, reporter)
+    experts = prepare_experts(method, problem, setting, options, cache, reporter, _random_real)
+    seconds["expert and choice"], lap = time.monotonic() - lap, time.monotonic()
+    sets = _draw(method, problem, experts, options, budget, cache, reporter)
+    seconds["distilling"] = time.monotonic() - lap
     dataset = sets[0][0]
     dataset.save(out / FILE)
 
     record: dict[str, Any] = {
         **describe_job(dataset, setting, protocol, plan, rule, options.seed),
-        "title": f"{source}, {_budget_words(counts)}, {options.method}",
+        "title": f"{source}, {_budget_words(counts)}, {options.method.partition(':')[0]}",
         "command": command,
-        "expert": _expert_record(experts, options),
+        "expert": expert_record(experts, options),
+        "optimization": dataset.provenance.get("optimization"),
     }
     if options.evaluate:
         lap = time.monotonic()
-        kinds = {"distilled": sets, **(_baselines(problem, experts, options, reporter) if options.baselines else {})}
+        kinds = {"distilled": sets, **(_baselines(method, problem, dataset, experts, options, reporter) if options.baselines else {})}
         record["evaluations"] = evaluate_kinds(kinds, setting, options.model, protocol, options, options.seed, cache, reporter, plan=plan)
         if experts.labelers:
-            record["expert"] |= _expert_test(experts, setting, plan)
+            record["expert"] |= expert_test(experts, setting, plan)
         seconds["evaluate"] = time.monotonic() - lap
     record["seconds"] = {**{key: round(value, 1) for key, value in seconds.items()}, "total": round(time.monotonic() - started, 1)}
     store.write_json(out / RECORD, record)
@@ -136,7 +136,7 @@ def describe_job(dataset: DistilledDataset, setting: Setting, protocol: Protocol
         "evaluations": [],
         "expert": None,
         "plan": plan.model_dump(),
-        "provenance": {key: value for key, value in dataset.provenance.items() if key != "indices"},
+        "provenance": {key: value for key, value in dataset.provenance.items() if key not in ("indices", "optimization")},
         "machine": f"{plan.threads} threads, {platform.machine()}, torch {torch.__version__}",
         "versions": {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
@@ -179,15 +179,18 @@ def evaluate_kinds(
     return rows
 
 
-def random_baselines(problem: Problem, labelers: Sequence[Labeler], draws: int, reporter: Reporter) -> dict[str, Sets]:
-    """Random real images of fresh draws, under the problem's label rule and under hard labels; the same images in both."""
-    method = METHODS["random-real"]
+def random_baselines(
+    problem: Problem, labelers: Sequence[Labeler], draws: int, reporter: Reporter, options: BaseModel | None = None
+) -> dict[str, Sets]:
+    """Random real images of fresh draws, under the problem's label rule and under hard labels; the same images in both. Where the `options` of the method
+    that they stand beside ask for labels of several views, the soft ones have as many."""
+    method = parse_method("random-real", views=getattr(options, "views", None), view_augment=getattr(options, "view_augment", None))
     if not labelers:
         problem = replace(problem, rule=LabelRule(kind="hard"))
     fresh = []
     for draw in range(draws):
         drawn = replace(problem, streams=problem.streams["baseline", draw], provenance={**problem.provenance, "draw": draw, "baseline": True})
-        fresh.append([run_method(method(method.Options()), drawn.with_expert(labeler), reporter) for labeler in labelers or (None,)])
+        fresh.append([run_method(method, drawn.with_expert(labeler), reporter) for labeler in labelers or (None,)])
     hard = [[dataset.with_hard_labels() for dataset in row] for row in fresh]
     return ({"random-soft": fresh} if labelers and problem.rule.kind == "soft" else {}) | {"random-hard": hard}
 
@@ -203,24 +206,48 @@ def protocol_for(name: str, source: str) -> Protocol:
 
 
 def _check_names(options: DistillOptions) -> None:
-    METHODS.check(options.method)
     SELECTORS.check(options.selector.partition(":")[0])
     parse_model(options.model)
-    for name in options.cross:
+    for name in (*options.cross, *filter(None, [options.expert_model])):
         parse_model(name)
     if options.ensemble and options.experts < 2:
         raise OptionError(f"an ensemble needs at least 2 experts, got {options.experts}; use --experts 5")
-    if options.labels == "hard" and (options.top_k is not None or options.temperature != 1 or options.experts > 1):
-        raise OptionError("hard labels have no top-k, temperature or several experts; leave those out, or use --labels soft")
     if options.expert_file is not None and options.expert_step is not None:
         raise OptionError("--expert-file brings one finished network, so --expert-step has nothing to choose from; use one of them")
     if options.expert_file is not None and options.experts > 1:
         raise OptionError(f"--expert-file brings one expert, but --experts asks for {options.experts}; use one of them")
 
 
-def _rule(options: DistillOptions) -> LabelRule:
+def method_of(options: DistillOptions, source: str) -> Method:
+    """The method of a job, with the augmentation that suits the source: digits must not be mirrored."""
+    method = parse_method(options.method, selector=options.selector, steps=options.steps)
+    kind = source if source.startswith("composed:") else source.partition(":")[0]
+    text = getattr(method.options, "augment", None)
+    augment = parse_augment(text) if isinstance(text, str) else None
+    if not isinstance(augment, DSA) or "flip" not in augment.operations or "flip" in dsa_strategy_for(kind):
+        return method
+    strategy = "_".join(operation for operation in augment.operations if operation != "flip")
+    suited = method.options.model_copy(update={"augment": str(replace(augment, strategy=strategy))})
+    made: Method = type(method)(suited)  # type: ignore[call-arg]
+    return made
+
+
+def parse_duration(text: str) -> float:
+    """``90s``, ``20min``, ``1.5h`` or a bare number of seconds, as seconds."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|min|m|h)?\s*", text)
+    if match is None or float(match[1]) <= 0:
+        raise OptionError(f"a time budget looks like 90s, 20min or 1.5h, got {text!r}")
+    return float(match[1]) * {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}[match[2] or ""]
+
+
+def _rule(method: Method, options: DistillOptions) -> LabelRule:
+    kind: Literal["soft", "hard"] = "soft" if label_default(method) == "soft" else "hard"
+    if options.labels != "auto":
+        kind = options.labels
+    if kind == "hard" and (options.top_k is not None or options.temperature != 1):
+        raise OptionError("hard labels have no top-k or temperature; leave those out, or use --labels soft")
     return LabelRule(
-        kind=options.labels, temperature=options.temperature, top_k=options.top_k, renormalize=options.renormalize, precision=options.label_precision
+        kind=kind, temperature=options.temperature, top_k=options.top_k, renormalize=options.renormalize, precision=options.label_precision
     )
 
 
@@ -231,7 +258,7 @@ def student_plan(network: Network, recipe: Recipe, images: int, options: Evaluat
     return plan_for(network, 20 * each, batch=min(recipe.batch_size, images), device=options.device, threads=options.threads)
 
 
-def _provenance(source: str, setting: Setting, options: DistillOptions, plan: ExecutionPlan) -> dict[str, Any]:
+def _provenance(source: str, setting: Setting, method: Method, options: DistillOptions, plan: ExecutionPlan) -> dict[str, Any]:
     splits = setting.splits
     return {
         "limbeck": __version__,
@@ -242,8 +269,8 @@ def _provenance(source: str, setting: Setting, options: DistillOptions, plan: Ex
         "validation_digest": splits.validation.digest,
         "test_digest": splits.test.digest,
         "validation_fraction": options.validation,
-        "method": options.method,
-        "selector": options.selector,
+        "method": options.method.partition(":")[0],
+        "method_options": method.options.model_dump(mode="json"),
         "protocol": options.protocol,
         "seed": options.seed,
         "draw": 0,
@@ -251,76 +278,85 @@ def _provenance(source: str, setting: Setting, options: DistillOptions, plan: Ex
     }
 
 
-def _experts(problem: Problem, setting: Setting, options: DistillOptions, cache: Cache, reporter: Reporter) -> Experts:
-    uses_scores = options.selector.partition(":")[0] != "random"
-    if options.labels == "hard" and not uses_scores:
-        return Experts(())
-    if options.expert_file is not None:
-        return Experts((load_expert(options.expert_file, problem.network, setting.pixels),), chosen_by="given file")
-    recipe = EXPERT_RECIPE.with_(epochs=options.expert_epochs, lr=options.expert_lr)
-    images = recipe.total_steps(len(problem.train)) * recipe.batch_size
-    plan = plan_for(problem.network, images, batch=recipe.batch_size, device=options.device, threads=options.threads)
-    trajectories = tuple(
-        train_expert(
-            problem.network,
-            recipe,
-            problem.train,
-            problem.validation,
-            setting.pixels,
-            seed=options.seed,
-            index=index,
-            plan=plan,
-            cache=cache,
-            reporter=reporter,
-        )
-        for index in range(options.experts)
-    )
-
-    def labelers(step: int) -> tuple[Labeler, ...]:
-        experts: list[Expert] = [trajectory.at(step) for trajectory in trajectories]
-        return (labeler_of(experts),) if options.ensemble else tuple(experts)
-
-    if options.expert_step is not None:
-        return Experts(labelers(options.expert_step), trajectories, options.expert_step)
-    if options.labels == "hard":
-        return Experts(labelers(trajectories[0].last.step), trajectories, trajectories[0].last.step, chosen_by="last snapshot")
-
-    def make(step: int) -> DistilledDataset:
-        drawn = replace(problem, streams=problem.streams["choose"]).with_expert(labelers(step)[0])
-        return _run(drawn, options.method, options.selector, SILENT)
-
-    choice = successive_halving(
-        [snapshot.step for snapshot in trajectories[0].snapshots if snapshot.step > 0],
-        make,
-        problem.network,
-        problem.recipe,
-        problem.validation,
-        streams=problem.streams["choose"],
-        plan=problem.plan,
-        cache=cache,
-        reporter=reporter,
-    )
-    return Experts(labelers(choice.best), trajectories, choice.best, choice, "successive halving on validation")
-
-
-def _run(problem: Problem, method: str, selector: str, reporter: Reporter) -> DistilledDataset:
-    kind = METHODS[method]
-    options = {"selector": selector} if "selector" in kind.Options.model_fields else {}
-    return run_method(kind(kind.Options(**options)), problem, reporter)
-
-
-def _draw(problem: Problem, experts: Experts, options: DistillOptions, stream: str, method: str, selector: str, reporter: Reporter) -> Sets:
-    source = {"expert_keys": [trajectory.key for trajectory in experts.trajectories], "expert_step": experts.step, "chosen_by": experts.chosen_by}
+def _draw(
+    method: Method, problem: Problem, experts: Experts, options: DistillOptions, seconds: float | None, cache: Cache, reporter: Reporter
+) -> Sets:
+    """A set of every draw and expert; each kept in the cache as it grows, so a stopped job goes on."""
+    check = _validation_check(problem) if options.checks and len(problem.validation) else None
     sets = []
     for draw in range(options.draws):
-        provenance = {**problem.provenance, **(source if experts.labelers else {}), "draw": draw}
-        drawn = replace(problem, streams=problem.streams[stream, draw], provenance=provenance)
-        sets.append([_run(drawn.with_expert(labeler), method, selector, reporter) for labeler in experts.labelers or (None,)])
+        provenance = {**problem.provenance, **experts.provenance, "draw": draw}
+        drawn = replace(problem, streams=problem.streams["draw", draw], provenance=provenance, trajectories=experts.trajectories)
+        row = []
+        for labeler in experts.labelers if uses_labeler(method, problem.rule) else (None,):
+            given = drawn.with_expert(labeler)
+            folder = cache.path("methods", cache.key("methods", _method_task(method, given, options.checks)))
+            row.append(run_method(method, given, reporter, folder=folder, budget_seconds=seconds, check=check, checks=options.checks))
+        sets.append(row)
     return sets
 
 
-def _baselines(problem: Problem, experts: Experts, options: DistillOptions, reporter: Reporter) -> dict[str, Sets]:
-    return random_baselines(problem, experts.labelers if options.labels == "soft" else (), options.draws, reporter)
+def uses_labeler(method: Method, rule: LabelRule) -> bool:
+    """Whether the sets of a method differ between experts."""
+    return rule.kind == "soft" or getattr(method.options, "selector", "random").partition(":")[0] != "random"
+
+
+def _method_task(method: Method, problem: Problem, checks: int) -> dict[str, Any]:
+    """Everything that determines how a method goes on."""
+    return {
+        "method": f"{type(method).__module__}:{type(method).__qualname__}",
+        "options": method.options.model_dump(mode="json"),
+        "train": problem.train.digest,
+        "validation": problem.validation.digest,
+        "model": problem.network.identity,
+        "shape": [*problem.network.shape, problem.network.classes],
+        "pixels": store.content_digest(problem.pixels.header(), problem.pixels.tensors()),
+        "counts": list(problem.counts),
+        "rule": problem.rule.model_dump(mode="json"),
+        "recipe": problem.recipe.model_dump(mode="json"),
+        "streams": [problem.streams.root, *problem.streams.path],
+        "plan": problem.plan.model_dump(exclude={"reason"}),
+        "expert": problem.expert.digest if problem.expert else None,
+        "trajectories": [trajectory.key for trajectory in problem.trajectories],
+        "checks": checks,
+    }
+
+
+def _validation_check(problem: Problem) -> Check:
+    """Validation accuracy of one student trained on an interim set."""
+
+    def check(dataset: DistilledDataset) -> float:
+        examples, streams = Examples.of_distilled(dataset), problem.streams["check"]
+        state = train_student(problem.network, examples, problem.recipe, streams, problem.plan)
+        return score(problem.network, state, problem.validation, examples, problem.plan).accuracy
+
+    return check
+
+
+def _random_real(problem: Problem) -> DistilledDataset:
+    return run_method(parse_method("random-real"), problem)
+
+
+def _baselines(
+    method: Method, problem: Problem, dataset: DistilledDataset, experts: Experts, options: DistillOptions, reporter: Reporter
+) -> dict[str, Sets]:
+    """Random real images at the set's counts, and, where the set's images cost more bytes than real ones, also as many as its bytes pay for."""
+    soft = problem if problem.rule.kind == "soft" else replace(problem, rule=LabelRule())
+    labelers = experts.labelers if options.labels != "hard" else ()
+    found = random_baselines(soft, labelers, options.draws, reporter, method.options)
+    plain = found["random-soft" if labelers else "random-hard"][0][0].bytes["total"]
+    if dataset.bytes["total"] < 1.5 * plain:
+        return found
+    rule = soft.rule if labelers else LabelRule(kind="hard")
+    affordable = counts_for(problem.train, rule, problem.pixels, total_bytes=dataset.bytes["total"])
+    more = random_baselines(replace(soft, counts=_at_most(affordable, problem)), labelers, options.draws, reporter)
+    role = "random-soft" if labelers else "random-hard"
+    return {**found, f"{role}-bytes": more[role]}
+
+
+def _at_most(counts: Sequence[int], problem: Problem) -> tuple[int, ...]:
+    available = np.bincount(problem.train.labels, minlength=len(counts)).tolist()
+    return tuple(min(wanted, has) for wanted, has in zip(counts, available, strict=True))
 
 
 def _tuned(
@@ -331,34 +367,6 @@ def _tuned(
         rates, dataset, network, recipe, setting.splits.validation, streams=Streams(seed)["tune"], plan=plan, cache=cache, reporter=reporter
     )
     return recipe.with_(lr=rate)
-
-
-def _expert_record(experts: Experts, options: DistillOptions) -> dict[str, Any] | None:
-    if not experts.labelers:
-        return None
-    first = experts.trajectories[0] if experts.trajectories else None
-    return {
-        "model": str(labeler.network.spec) if isinstance(labeler := experts.labelers[0], Expert) else options.model,
-        "recipe": first.about["recipe"] if first else None,
-        "count": options.experts,
-        "ensemble": options.ensemble,
-        "snapshots": [vars(snapshot) for snapshot in first.snapshots] if first else [],
-        "chosen_step": experts.step,
-        "chosen_by": experts.chosen_by,
-        "trials": trials_as_dicts(experts.choice) if experts.choice else [],
-        "validation_images": experts.choice.validation_images if experts.choice else 0,
-        "digests": [labeler.digest for labeler in experts.labelers],
-    }
-
-
-def _expert_test(experts: Experts, setting: Setting, plan: ExecutionPlan) -> dict[str, Any]:
-    chosen = [evaluate_labeler(labeler, setting.splits.test, plan).accuracy for labeler in experts.labelers]
-    record: dict[str, Any] = {"test_accuracy": sum(chosen) / len(chosen)}
-    if experts.trajectories:
-        step = experts.trajectories[0].last.step
-        last = [evaluate_labeler(trajectory.at(step), setting.splits.test, plan).accuracy for trajectory in experts.trajectories]
-        record |= {"last_step": step, "last_test_accuracy": sum(last) / len(last)}
-    return record
 
 
 def _budget_words(counts: Sequence[int]) -> str:

@@ -82,12 +82,17 @@ class DistillOptions(OpenOptions, EvaluationOptions):
     ipc: Annotated[str | None, Field(description="images per class: a number, or 'proportional' to the class sizes")] = None
     bytes: Annotated[str | None, Field(description="byte budget for images, labels and decoder: 100kB, 2MiB")] = None
     pixels: Annotated[str, Field(description="pixel space: raw, normalize, zca-mtt, zca-kip, zca-frepo")] = "normalize"
-    method: Annotated[str, Field(description="see: limbeck ls methods")] = "random-real"
+    method: Annotated[str, Field(description="name, name@recipe or name:option=value,...; see: limbeck ls methods")] = "random-real"
+    steps: Annotated[int | None, Field(ge=1, description="steps of a method that optimizes; default: the method's own")] = None
+    budget: Annotated[str | None, Field(description="stop optimizing after this long: 90s, 20min, 1.5h")] = None
+    checks: Annotated[int, Field(ge=0, description="how often one student is tried on validation while optimizing")] = 0
     selector: Annotated[str, Field(description="which real images: random, herding, k-center, ce-quantile:0..9")] = "random"
     model: Annotated[str, Field(description="architecture of expert and students: convnet, convnet-d3-w64, resnet18, mlp, module:factory")] = (
         "convnet"
     )
-    labels: Annotated[Literal["soft", "hard"], Field(description="soft: from the expert; hard: the class alone")] = "soft"
+    labels: Annotated[
+        Literal["auto", "soft", "hard"], Field(description="soft: from the expert; hard: the class alone; auto: as the method is published")
+    ] = "auto"
     temperature: Annotated[float, Field(gt=0, description="divides the expert's logits")] = 1.0
     top_k: Annotated[int | None, Field(ge=1, description="keep the k largest label entries")] = None
     renormalize: Annotated[bool, Field(description="scale the kept entries to sum to one")] = True
@@ -95,7 +100,8 @@ class DistillOptions(OpenOptions, EvaluationOptions):
     experts: Annotated[int, Field(ge=1, description="experts trained from different seeds")] = 1
     ensemble: Annotated[bool, Field(description="average the experts' logits into one labeler")] = False
     expert_epochs: Annotated[int, Field(ge=1, description="epochs of expert training")] = 5
-    expert_lr: Annotated[float, Field(gt=0, description="learning rate of expert training")] = 0.01
+    expert_lr: Annotated[float | None, Field(gt=0, description="learning rate of expert training; default: 0.01")] = None
+    expert_model: Annotated[str | None, Field(description="architecture of the expert, when it is not the students'")] = None
     expert_step: Annotated[int | None, Field(ge=0, description="use this snapshot instead of choosing one on validation")] = None
     expert_file: Annotated[Path | None, Field(description="your own checkpoint as the expert (state dict or .safetensors)")] = None
     draws: Annotated[int, Field(ge=1, description="independent draws of images to evaluate; the first is saved")] = 1

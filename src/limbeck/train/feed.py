@@ -1,6 +1,7 @@
 """Batches for several models at once: each model's own images, in its own order, with its own labels."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -16,26 +17,33 @@ class Feed:
     """The batches [S, B, C, H, W] and label rows [S, B, K] of S models on a device.
 
     On a GPU, tables that lie in memory are copied there once, equal tables once for all models, and a step then takes one index tensor from the host and
-    never waits for the device. Elsewhere, and for tables on disk, every model's batch is read by `Examples` (which decodes ahead).
+    never waits for the device. Elsewhere, and for tables on disk, every model's batch is read by `Examples` (which decodes ahead). Sets with labels for each
+    view are replayed instead (`replays`): epoch e shows view e, already augmented, under its own labels.
     """
 
     def __init__(self, members: Sequence[Examples], device: torch.device) -> None:
-        self.members = [Examples(member.table, member.targets, _located(member.pixels, device)) for member in members]
+        self.members = [replace(member, pixels=member.pixels.to(device)) for member in members]
         self.device = device
-        self._placed = _Placed.of(self.members, device) if device.type != "cpu" else None
+        self.replays = members[0].views is not None
+        self._placed = _Placed.of(self.members, device) if device.type != "cpu" and not self.replays else None
 
-    def batches(self, orders: Iterable[Sequence[Int[Tensor, " B"]]]) -> Iterator[tuple[Float[Tensor, "S B C H W"], Float[Tensor, "S B K"]]]:
-        """The batches of `orders` in turn; each entry has the indices of every model."""
+    def batches(
+        self, orders: Iterable[tuple[int, Sequence[Int[Tensor, " B"]]]]
+    ) -> Iterator[tuple[Float[Tensor, "S B C H W"], Float[Tensor, "S B K"]]]:
+        """The batches of `orders` in turn; each entry has the epoch and the indices of every model."""
         if self._placed is not None:
-            for rows in orders:
+            for _, rows in orders:
                 yield self._placed.batch(torch.stack(list(rows)))
             return
-        if len(self.members) == 1:
-            for images, labels in self.members[0].batches((rows[0] for rows in orders), self.device):
+        if len(self.members) == 1 and not self.replays:
+            for images, labels in self.members[0].batches((rows[0] for _, rows in orders), self.device):
                 yield images[None], labels[None]
             return
-        for rows in orders:
-            parts = [member.batch(indices, self.device) for member, indices in zip(self.members, rows, strict=True)]
+        for epoch, rows in orders:
+            pairs = zip(self.members, rows, strict=True)
+            parts = [
+                member.view_batch(indices, epoch, self.device) if self.replays else member.batch(indices, self.device) for member, indices in pairs
+            ]
             yield torch.stack([images for images, _ in parts]), torch.stack([labels for _, labels in parts])
 
 
@@ -73,10 +81,6 @@ class _Placed:
         if self.targets.ndim == 2:
             return images, torch.nn.functional.one_hot(self.targets.gather(1, own), self.classes).float()
         return images, self.targets.gather(1, own[..., None].expand(*own.shape, self.targets.shape[-1]))
-
-
-def _located(pixels: PixelSpace, device: torch.device) -> PixelSpace:
-    return pixels.to(device)
 
 
 def _same(first: PixelSpace, second: PixelSpace) -> bool:

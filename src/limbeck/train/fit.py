@@ -67,7 +67,7 @@ def fit(
 
     Batches are passes over a fresh permutation of the examples, the last batch of a pass possibly smaller; the loss of a batch is its mean. Data order comes
     from the stream ``order/epoch`` and augmentation from ``augment/step``, so training that is resumed from any `TrainingState` continues exactly as if
-    it had never stopped. `observe` is called with the live state before training (when 0 is in `observe_at`) and after the steps in `observe_at`; it must
+    it had never stopped. Examples with labels for each view show view e in epoch e, and `recipe.augment` is not used. `observe` is called with the live state before training (when 0 is in `observe_at`) and after the steps in `observe_at`; it must
     copy what it keeps.
     """
 
@@ -129,9 +129,9 @@ def _groups(jobs: Sequence[Job], plan: ExecutionPlan) -> list[list[int]]:
     """Indices of the jobs that train together: alone, or in stacks of those that can share every batch shape."""
     if plan.models == 1:
         return [[index] for index in range(len(jobs))]
-    alike: dict[tuple[int, int], list[int]] = {}
+    alike: dict[tuple[int, int, bool], list[int]] = {}
     for index, job in enumerate(jobs):
-        alike.setdefault((job.start.step, len(job.examples)), []).append(index)
+        alike.setdefault((job.start.step, len(job.examples), job.examples.views is not None), []).append(index)
     return [group[start : start + plan.models] for group in alike.values() for start in range(0, len(group), plan.models)]
 
 
@@ -146,7 +146,8 @@ def _train(
 ) -> list[TrainingState]:
     device, count, start = torch.device(plan.device), len(jobs[0].examples), jobs[0].start.step
     total, decays = recipe.total_steps(count), recipe.decay_steps(count)
-    augment, feed = parse_augment(recipe.augment), Feed([job.examples for job in jobs], device)
+    feed = Feed([job.examples for job in jobs], device)
+    augment = None if feed.replays else parse_augment(recipe.augment)
     apply = _augmenter(augment, plan) if augment is not None else None
     stepper = Stepper(network, recipe, plan, [(job.start.network, job.start.optimizer) for job in jobs])
     factors = [_rate_factor(recipe, step, total, decays) for step in range(start, total)]
@@ -163,8 +164,9 @@ def _train(
 
     if start == 0:
         snapshot(0)
+    epochs = (step // recipe.steps_per_epoch(count) for step in range(start, total))
     orders = zip(*(_order(count, recipe, job.streams, start, total) for job in jobs), strict=True)
-    for step, (images, labels) in zip(range(start, total), feed.batches(orders), strict=True):
+    for step, (images, labels) in zip(range(start, total), feed.batches(zip(epochs, orders, strict=True)), strict=True):
         if augment is not None and apply is not None:
             batch = images.shape[1]
             drawn = augment.merge([augment.draw(batch, network.shape, job.streams.torch("augment", step)) for job in jobs], batch)

@@ -23,8 +23,10 @@ def tempered_kl(temperature: float) -> Loss:
     """
 
     def loss(logits: Float[Tensor, "B K"], labels: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
-        target = F.log_softmax(labels.clamp_min(torch.finfo(labels.dtype).tiny).log() / temperature, dim=1)
-        return (target.exp() * (target - F.log_softmax(logits / temperature, dim=1))).sum()
+        # a class whose entry is zero (cut off by top-k, or rounded away) has no weight at any temperature
+        target = F.log_softmax(labels.log() / temperature, dim=1)
+        gap = target.masked_fill(labels == 0, 0) - F.log_softmax(logits / temperature, dim=1)
+        return torch.where(labels > 0, target.exp() * gap, 0).sum()
 
     return loss
 
