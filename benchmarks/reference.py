@@ -70,9 +70,9 @@ def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
     return F.grid_sample(images, F.affine_grid(theta, list(images.shape), align_corners=False), align_corners=False)
 
 
-def train(images: Tensor, labels: Tensor, *, steps: int, batch_size: int, augmented: bool, rng: np.random.Generator) -> nn.Module:
+def train(images: Tensor, labels: Tensor, *, steps: int, batch_size: int, augmented: bool, rng: np.random.Generator, width: int = 128) -> nn.Module:
     """One network from its own initialization; images [N, C, H, W] in network space and label rows [N, K] on the device."""
-    net = PlainConvNet(images.shape[1]).to(images.device).train()
+    net = PlainConvNet(images.shape[1], labels.shape[1], width).to(images.device).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     criterion = nn.CrossEntropyLoss()
     taken = 0

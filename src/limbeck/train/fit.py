@@ -67,8 +67,8 @@ def fit(
 
     Batches are passes over a fresh permutation of the examples, the last batch of a pass possibly smaller; the loss of a batch is its mean. Data order comes
     from the stream ``order/epoch`` and augmentation from ``augment/step``, so training that is resumed from any `TrainingState` continues exactly as if
-    it had never stopped. Examples with labels for each view show view e in epoch e, and `recipe.augment` is not used. `observe` is called with the live state before training (when 0 is in `observe_at`) and after the steps in `observe_at`; it must
-    copy what it keeps.
+    it had never stopped. Examples with labels for each view show view e in epoch e, and `recipe.augment` is not used. `observe` is called with the live
+    state before training (when 0 is in `observe_at`) and after the steps in `observe_at`; it must copy what it keeps.
     """
 
     def watch(index: int, live: TrainingState) -> None:
@@ -110,13 +110,13 @@ def predict(
     plan: ExecutionPlan,
     *,
     tick: Tick = lambda units: None,
-    batch: int = 256,
+    batch: int | None = None,
 ) -> Float[Tensor, "M K"]:
     """Logits of every image of a table, on the CPU, float32, in evaluation mode. Always computed in float32: labels and scores are never rounded by a plan."""
     device = torch.device(plan.device)
     state = {name: tensor.to(device) for name, tensor in state.items()}
     examples = Examples(table, torch.zeros(len(table), dtype=torch.int64), pixels.to(device))
-    size = min(batch, plan.chunk or batch) if device.type == "cpu" else batch
+    size = batch or (min(256, plan.chunk or 256) if device.type == "cpu" else 2048)
     logits = []
     with threads(plan.threads), torch.inference_mode():
         for images, _ in examples.batches(torch.arange(len(table)).split(size), device):
