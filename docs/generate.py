@@ -9,12 +9,13 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from limbeck.data import SOURCES
+from limbeck.data.normalizations import NORMALIZATIONS
 from limbeck.data.opening import NEEDS_TARGET
 from limbeck.data.pixels import PIXEL_SPACES
 from limbeck.evaluate.protocols import PROTOCOLS
 from limbeck.methods import METHODS, SELECTORS
 from limbeck.models import MODELS, ModelSpec
-from limbeck.study.options import DistillOptions
+from limbeck.study.options import DistillOptions, ImportOptions, ScoreOptions
 from limbeck.types.recipe import Recipe
 
 PAGE = Path(__file__).parent / "reference" / "tables.md"
@@ -37,14 +38,18 @@ def page() -> str:
         _entries("Selectors", "Which real images to keep: `--selector NAME`, with an argument as `NAME:ARGUMENT`.", SELECTORS, {}),
         _entries(
             "Models",
-            "`--model NAME`, with options as `convnet:width=64,norm=batch`, or short as `convnet-d4-w64`; `module:function` for your own.",
+            "`--model NAME`, with options as `convnet:width=64,norm=batch`, or short as `convnet-d4-w64`; `timm:NAME` for a model of the timm package, "
+            "`module:function` for your own. See [Models](../models.md).",
             MODELS,
             models,
         ),
         _entries("Pixel spaces", "`--pixels NAME`; see [Pixel spaces](../pixel-spaces.md).", PIXEL_SPACES, {}),
+        _normalizations(),
         _protocols(),
         _options("Recipe fields", "How a network is trained, as data: a protocol's and a distilled file's `recipe`.", Recipe, str),
         _options("Options of `limbeck distill`", "The same options exist in Python as `limbeck.DistillOptions`.", DistillOptions, _flag),
+        _options("Options of `limbeck import`", "See [Importing](../importing.md).", ImportOptions, _flag),
+        _options("Options of `limbeck score`", "See [Robust scores](../scores.md).", ScoreOptions, _flag),
     ]
     return "\n".join(sections)
 
@@ -54,6 +59,12 @@ def _entries(title: str, lead: str, table: Any, extra: dict[str, str]) -> str:
     for name in table:
         parts.append(f"### {name}\n\n" + "\n\n".join(filter(None, [inspect.getdoc(table[name]), extra.get(name)])) + "\n")
     return "\n".join(parts)
+
+
+def _normalizations() -> str:
+    rows = [[f"`{name}`", _value(entry.mean), _value(entry.std), entry.used_by] for name, entry in NORMALIZATIONS.items()]
+    lead = "What published code subtracts from pixels in [0, 1] and divides by, for `limbeck import --pixel-space normalize:NAME`."
+    return f"## Normalizations\n\n{lead}\n\n{_table(['name', 'mean', 'std', 'used by'], rows)}"
 
 
 def _protocols() -> str:

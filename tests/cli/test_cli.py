@@ -1,15 +1,19 @@
 """The command line as a user meets it: sentences, exit codes, JSON, help."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from limbeck.cli import VERBS, main
+from limbeck.evaluate.protocols import PROTOCOLS, Protocol
+from limbeck.types.recipe import Recipe
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -50,6 +54,11 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["distill", "./no-such-folder", "--ipc", "1"], "no file or folder at './no-such-folder'; check the path"),
         (["evaluate", "missing.safetensors"], "no such file: 'missing.safetensors'; check the path"),
         (["train", "missing.safetensors"], "no such file: 'missing.safetensors'; check the path"),
+        (["score", "missing.safetensors"], "no such file: 'missing.safetensors'; check the path"),
+        (["score", "missing.safetensors", "--students", "0"], "--students input should be greater than or equal to 1, got"),
+        (["import", "missing.pt", "--pixel-space", "raw"], "no file or folder at 'missing.pt'; check the path"),
+        (["import", "missing.pt"], "--pixel-space is needed, since no file of another program says how its images are to be read"),
+        (["import", "missing.pt", "--pixel-space", "raw", "--model", "lenett"], "did you mean 'lenet'?"),
         (["compare"], "compare needs one or more run folders or result files, got none"),
         (["report", "nowhere"], "no results at 'nowhere'"),
         (["ls", "sauces"], "unknown list 'sauces'; did you mean 'sources'?"),
@@ -124,6 +133,46 @@ def test_compare_and_ls_and_explain_speak(distilled: Path, monkeypatch: pytest.M
     assert "2406.10485" in out
     code, out, _ = run(["explain", str(distilled / "distilled.safetensors")], monkeypatch, capsys)
     assert "10 images of 10 classes, 1x8x8, uint8" in out
+
+
+def test_a_foreign_set_is_imported_evaluated_and_scored(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe(lr=0.05, steps=20)
+    monkeypatch.setitem(PROTOCOLS, "tiny", Protocol(name="tiny", version=1, recipe=recipe, source="this test", note="twenty steps"))
+    images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.save({"images": images, "labels": torch.arange(20) % 10}, "theirs.pt")
+    code, out, err = run(["import", "theirs.pt", "--pixel-space", "raw", "--source", "digits", "--model", "softmax"], monkeypatch, capsys)
+    assert code == 0, err
+    assert "theirs-imported.safetensors: 20 images of 10 classes, 1x8x8, float32" in out
+    short = ["--protocol", "tiny", "--students", "2"]
+    code, out, _ = run(["evaluate", "theirs-imported.safetensors", *short, "--labels", "both"], monkeypatch, capsys)
+    assert code == 0
+    assert "this set" in out
+    assert "record: theirs-imported-tiny-both.json" in out
+    given = ["--full-accuracy", "0.95", "--which", "label", "--search-students", "1"]
+    code, out, _ = run(["score", "theirs-imported.safetensors", *short, *given], monkeypatch, capsys)
+    assert code == 0
+    for word in ("HLR", "IOR", "alpha", "LRS", "given", "0.269 means no better and no worse", "2 students an arm"):
+        assert word in out
+    code, out, _ = run(["score", "theirs-imported.safetensors", *short, *given, "--json"], monkeypatch, capsys)
+    assert json.loads(out)["score"]["label_robust"]["real_hard_from"] == "given"
+
+
+def test_a_hostile_file_is_refused_and_nothing_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, ("owned",)
+
+    torch.save({"data": [[Payload(), Payload()]]}, "bad.pt")
+    code, out, err = run(["import", "bad.pt", "--pixel-space", "raw"], monkeypatch, capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith("limbeck: 'bad.pt' holds objects beyond tensors")
+    assert len(err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.pt"]
 
 
 def test_report_is_written_again(distilled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def test_a_pair_and_an_array_alone(tmp_path: Path) -> None:
         (torch.zeros(2, 7, 7), torch.float32, (2, 1, 7, 7)),
         (torch.zeros(2, 1, 7, 7, dtype=torch.float16), torch.float16, (2, 1, 7, 7)),
         (torch.zeros(2, 1, 7, 7, dtype=torch.bfloat16), torch.float32, (2, 1, 7, 7)),
+        (torch.zeros(2, 1, 7, 7).to(torch.float8_e4m3fn), torch.float32, (2, 1, 7, 7)),
         (torch.zeros(2, 1, 7, 7).transpose(2, 3), torch.float32, (2, 1, 7, 7)),
     ],
 )
@@ -188,7 +189,9 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, place: str) -> None:
     with pytest.raises(DataError):
         read_foreign(tmp_path / "raw.pt")
     np.save(tmp_path / "bad.npy", np.array([payload], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"is no readable NumPy file \(it holds pickled objects, which are not read\); save plain arrays with numpy.savez"):
+    with pytest.raises(
+        DataError, match=r"is no readable NumPy file \(it holds pickled objects, which are not read\); save plain arrays with numpy.savez"
+    ):
         read_foreign(tmp_path / "bad.npy")
     assert not (tmp_path / "owned").exists()
 

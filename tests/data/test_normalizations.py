@@ -18,7 +18,10 @@ def test_the_fields_numbers() -> None:
     assert NORMALIZATIONS["cifar10"].mean == (0.4914, 0.4822, 0.4465)
     assert NORMALIZATIONS["cifar10"].std == (0.2023, 0.1994, 0.2010)
     assert NORMALIZATIONS["cifar10-frepo"].std == (0.2470, 0.2435, 0.2616)
-    assert (NORMALIZATIONS["cifar100-mtt"].mean, NORMALIZATIONS["cifar100-mtt"].std) == (NORMALIZATIONS["cifar10"].mean, NORMALIZATIONS["cifar10"].std)
+    assert (NORMALIZATIONS["cifar100-mtt"].mean, NORMALIZATIONS["cifar100-mtt"].std) == (
+        NORMALIZATIONS["cifar10"].mean,
+        NORMALIZATIONS["cifar10"].std,
+    )
     assert NORMALIZATIONS["cifar100"].std == (0.2673, 0.2564, 0.2762)
     assert NORMALIZATIONS["tiny-imagenet"].mean == NORMALIZATIONS["imagenet"].mean == (0.485, 0.456, 0.406)
 

@@ -12,7 +12,7 @@ from tests.small import PLAN, gaussians, network, problem
 from limbeck.data.augment import DSA
 from limbeck.errors import OptionError
 from limbeck.methods import distribution_matching
-from limbeck.methods.distribution_matching import DistributionMatching, chunked_mean, groups_within, joint_means, piece
+from limbeck.methods.distribution_matching import DistributionMatching, chunked_mean, groups_within, joint_means, real_piece
 from limbeck.methods.driver import State, Turn
 from limbeck.methods.problem import Problem
 from limbeck.methods.synthetic import real_batch
@@ -197,7 +197,11 @@ def test_groups_are_whole_classes_within_the_chunk() -> None:
     assert list(groups_within([10] * 10, 32)) == [(0, 3), (3, 6), (6, 9), (9, 10)]
     assert list(groups_within([40, 1, 1], 32)) == [(0, 1), (1, 3)]
     assert list(groups_within([5, 5], 0)) == [(0, 2)]
-    assert (piece(256, ExecutionPlan(chunk=33)), piece(100, ExecutionPlan(chunk=33)), piece(100, ExecutionPlan(chunk=0))) == (32, 25, 100)
+
+
+def test_pieces_of_a_class_are_equal_and_within_the_chunk() -> None:
+    given = problem(gaussians((100, 3)), (1, 1))
+    assert [real_piece(problem_with(given, chunk), count) for count, chunk in ((256, 33), (64, 33), (256, 0), (20, 33))] == [25, 32, 100, 20]
 
 
 def test_compiled_programs_see_one_shape_of_real_and_one_of_synthetic_images_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +220,7 @@ def test_compiled_programs_see_one_shape_of_real_and_one_of_synthetic_images_and
     plans = [ExecutionPlan(chunk=4, threads=1, strategy=strategy) for strategy in ("eager", "compiled")]
     one = method(augment="dsa")
     eager, compiled = (one.step(Problem(**{**vars(given), "plan": plan}), one.init(given), turn(given)) for plan in plans)
-    assert shapes == {(False, 4), (True, 4)}  # classes of 9, 7 and 8 real images; groups of 3 + 1 and 2 synthetic ones
+    assert shapes == {(False, 3), (True, 4)}  # classes of 9, 7 and 8 real images; groups of 3 + 1 and 2 synthetic ones
     assert torch.allclose(eager[0]["images"], compiled[0]["images"], atol=1e-6)
     assert eager[1]["loss"] == pytest.approx(compiled[1]["loss"], rel=1e-5)
 
@@ -235,6 +239,8 @@ def test_the_defaults_are_the_published_settings() -> None:
 
 
 def test_an_augmentation_that_mixes_images_is_refused() -> None:
-    sentence = "matching shows real and synthetic images under one augmentation, none or dsa, got augment='cutmix'; use for example augment=dsa:color_crop"
+    sentence = (
+        "matching shows real and synthetic images under one augmentation, none or dsa, got augment='cutmix'; use for example augment=dsa:color_crop"
+    )
     with pytest.raises(OptionError, match=f"^{re.escape(sentence)}$"):
         method(augment="cutmix")

@@ -10,10 +10,15 @@ import torch
 from limbeck.cache import Cache
 from limbeck.errors import FileFormatError, OptionError
 from limbeck.experts.expert import Expert
+from limbeck.experts.trajectory import find_trajectory
+from limbeck.progress import Reporter
+from limbeck.report.page import write_report
+from limbeck.report.tables import gains
 from limbeck.study.distill import FILE, distill
 from limbeck.study.judge import compare_rows, evaluate_file, load_record, train_on_file
 from limbeck.study.options import DistillOptions, EvaluationOptions
 from limbeck.types.distilled import DistilledDataset
+from limbeck.types.pixels import PixelSpace
 
 OPTIONS = EvaluationOptions(protocol="tiny", students=2)
 
@@ -42,6 +47,66 @@ def test_hard_labels_are_an_ablation_of_the_file(run: Path) -> None:
     record = evaluate_file(run / FILE, OPTIONS.model_copy(update={"baselines": False}), labels="hard", cache=Cache(run / "cache"))
     assert record["bytes"]["labels"] == 20
     assert len(record["evaluations"]) == 1
+
+
+def test_stored_and_hard_labels_beside_random_images_with_both(run: Path, tmp_path: Path) -> None:
+    """Figure 1 of the label paper for one file: four rows, whose students are those of two runs with one kind of labels each."""
+    cache = Cache(run / "cache")
+    record = evaluate_file(run / FILE, OPTIONS, labels="both", cache=cache)
+    rows = {row["role"]: row for row in record["evaluations"]}
+    assert list(rows) == ["distilled", "distilled-hard", "random-soft", "random-hard"]
+    assert rows["distilled-hard"]["name"] == "this set, hard labels"
+    assert rows["distilled-hard"]["bytes"]["labels"] == 20 < rows["distilled"]["bytes"]["labels"]
+    alone = {labels: evaluate_file(run / FILE, OPTIONS, labels=labels, cache=cache)["evaluations"][0] for labels in ("stored", "hard")}
+    assert rows["distilled"]["accuracy"] == alone["stored"]["accuracy"]
+    assert rows["distilled-hard"]["accuracy"] == alone["hard"]["accuracy"]
+    assert record["label_rule"]["kind"] == "soft"
+    page = write_report(record, DistilledDataset.load(run / FILE), tmp_path).read_text()
+    assert "this set, hard labels" in page
+    assert [gain.over.role for gain in gains(record)] == ["distilled-hard", "random-soft", "random-hard"]
+
+
+def test_a_set_of_hard_labels_has_one_row_even_when_both_are_asked_for(run: Path, tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Listening(Reporter):
+        def note(self, message: str) -> None:
+            heard.append(message)
+
+    DistilledDataset.load(run / FILE).with_hard_labels().save(tmp_path / "hard.safetensors")
+    record = evaluate_file(tmp_path / "hard.safetensors", OPTIONS, labels="both", cache=Cache(run / "cache"), reporter=Listening())
+    assert [row["role"] for row in record["evaluations"]] == ["distilled", "random-hard"]
+    assert "the labels of this file are hard already, so they are evaluated once" in heard
+
+
+def test_a_given_expert_makes_the_soft_baseline(run: Path, tmp_path: Path) -> None:
+    """For a file whose own expert is gone, and for one of hard labels, which never had any."""
+    expert = find_trajectory(Cache(run / "cache"), DistilledDataset.load(run / FILE).provenance["expert_keys"][0])
+    assert expert is not None
+    last = expert.at(expert.last.step)
+    last.save(tmp_path / "expert.safetensors", {})
+    DistilledDataset.load(run / FILE).with_hard_labels().save(tmp_path / "hard.safetensors")
+    for file in (run / FILE, tmp_path / "hard.safetensors"):
+        record = evaluate_file(file, OPTIONS, expert_file=tmp_path / "expert.safetensors", cache=Cache(tmp_path / "cache"))
+        assert [row["role"] for row in record["evaluations"]] == ["distilled", "random-soft", "random-hard"]
+
+
+def test_a_set_in_network_space_is_measured_on_test_images_in_that_space(run: Path, tmp_path: Path) -> None:
+    """The same set stored as pixels and as network inputs gives the same students and the same accuracy."""
+    dataset = DistilledDataset.load(run / FILE)
+    inside = DistilledDataset(**{**vars(dataset), "images": dataset.inputs(), "pixels": PixelSpace(dataset.pixels.steps, "network")})
+    inside.save(tmp_path / "network.safetensors")
+    cache = Cache(run / "cache")
+    first, second = (evaluate_file(file, OPTIONS, cache=cache)["evaluations"] for file in (run / FILE, tmp_path / "network.safetensors"))
+    np.testing.assert_allclose(first[0]["loss"], second[0]["loss"], rtol=1e-4)
+    assert [row["accuracy"] for row in first[1:]] == [row["accuracy"] for row in second[1:]]
+    results = [
+        train_on_file(file, tmp_path / "model.safetensors", model="softmax", protocol="tiny")
+        for file in (run / FILE, tmp_path / "network.safetensors")
+    ]
+    assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+    expert = Expert.load(tmp_path / "model.safetensors")
+    assert torch.equal(expert.pixels(dataset.images.float() / 255), dataset.inputs())  # a checkpoint's pixel space takes pixels
 
 
 def test_a_result_against_itself_differs_by_nothing(run: Path) -> None:
@@ -100,7 +165,6 @@ def test_records_are_json_without_nan(run: Path) -> None:
 def test_distilled_images_that_are_test_images_are_noticed(run: Path, tmp_path: Path) -> None:
     from limbeck.data.opening import open_source
     from limbeck.data.splits import Splits
-    from limbeck.progress import Reporter
 
     heard: list[str] = []
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from limbeck.cache import Cache
-from limbeck.choose import snapshot
 from limbeck.errors import OptionError
 from limbeck.evaluate.robust import NATURAL_ZERO, normalized
 from limbeck.progress import Reporter
@@ -51,7 +50,16 @@ def accuracy(record: dict[str, Any], role: str) -> np.ndarray:
 def test_every_component_follows_from_the_arms(soft: dict[str, Any]) -> None:
     label, augmented = soft["score"]["label_robust"], soft["score"]["augmentation_robust"]
     means = {row["role"]: float(np.mean(row["accuracy"])) for row in soft["evaluations"]}
-    assert list(means) == ["distilled", "random", "distilled-hard", "full", "distilled-augmented", "random-augmented", "distilled-plain", "random-plain"]
+    assert list(means) == [
+        "distilled",
+        "random",
+        "distilled-hard",
+        "full",
+        "distilled-augmented",
+        "random-augmented",
+        "distilled-plain",
+        "random-plain",
+    ]
     assert label["hlr"] == pytest.approx(means["full"] - means["distilled-hard"])
     assert label["ior"] == pytest.approx(means["distilled"] - means["random"])
     assert label["alpha"] == pytest.approx(0.5 * label["ior"] - 0.5 * label["hlr"])
@@ -79,7 +87,7 @@ def test_random_arms_draw_new_images_for_every_student_under_soft_labels(soft: d
     assert np.array(rows["distilled"]["accuracy"]).shape == (1, 1, 3)
 
 
-def test_every_arm_is_searched_alike_on_validation(files: dict[str, Path], soft: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_arm_is_searched_alike_on_validation(soft: dict[str, Any]) -> None:
     rates = {f"{0.05 * factor:g}" for factor in RATES}
     for row in soft["evaluations"]:
         tried = row["validation_by_rate"]
@@ -123,29 +131,32 @@ def test_the_cost_of_full_data_is_said_beforehand_and_too_short_a_run_is_noticed
     heard = Listening()
     score_file(files["hard"], OPTIONS.model_copy(update={"which": "label", "full_epochs": 1}), cache=Cache(files["cache"]), reporter=heard)
     assert (
-        "training on all 1295 images takes 6 networks of 6 steps each (1 epochs; 5 learning rates are tried); --full-accuracy VALUE leaves it out" in heard.heard
+        "training on all 1295 images takes 6 networks of 6 steps each (1 epochs; 5 learning rates are tried); --full-accuracy VALUE leaves it out"
+        in heard.heard
     )
     assert any(note.startswith("training on all data did worse than training on this set under hard labels") for note in heard.heard)
 
 
 def test_full_data_gets_as_many_steps_as_the_set(files: dict[str, Path]) -> None:
-    record = score_file(
-        files["hard"], OPTIONS.model_copy(update={"which": "label", "full_epochs": None, "students": 1}), cache=Cache(files["cache"])
-    )
+    record = score_file(files["hard"], OPTIONS.model_copy(update={"which": "label", "full_epochs": None, "students": 1}), cache=Cache(files["cache"]))
     assert next(row for row in record["evaluations"] if row["role"] == "full")["recipe"]["epochs"] == 20
 
 
-def test_the_test_split_has_no_part_in_the_search(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen = []
-    judge = snapshot._judge
-
-    def watch(*arguments: Any) -> float:
-        seen.append(arguments[3])
-        return judge(*arguments)
-
-    monkeypatch.setattr(snapshot, "_judge", watch)
-    score_file(files["hard"], OPTIONS.model_copy(update={"which": "label", "full_accuracy": 0.9}), cache=Cache(tmp_path))
-    assert {len(table) for table in seen} == {143}  # validation; test has 359
+def test_a_set_with_labels_per_view_is_compared_with_random_images_under_as_many(files: dict[str, Path], tmp_path: Path) -> None:
+    """It replays its own augmentation, so it has a label-robust score alone."""
+    small = {"ipc": "1", "model": "mlp:width=16", "expert_epochs": 5, "expert_lr": 0.2, "protocol": "tiny", "evaluate": False}
+    options = DistillOptions(**small, method="random-real:views=3,view_augment=crop")
+    distill("digits", options, tmp_path, cache=Cache(files["cache"]))
+    heard = Listening()
+    given = OPTIONS.model_copy(update={"full_accuracy": 0.9, "students": 2})
+    record = score_file(tmp_path / FILE, given, cache=Cache(files["cache"]), reporter=heard)
+    rows = {row["role"]: row for row in record["evaluations"]}
+    assert list(rows) == ["distilled", "random", "distilled-hard"]
+    assert rows["random"]["bytes"]["labels"] == rows["distilled"]["bytes"]["labels"] > 3 * rows["distilled-hard"]["bytes"]["labels"]
+    reason = "this set has a label for each of its own augmented views and is trained on those alone, so there is no augmentation-robust score"
+    assert reason in heard.heard
+    with pytest.raises(OptionError, match=f"^{reason}; use --which label$"):
+        score_file(tmp_path / FILE, given.model_copy(update={"which": "augmentation"}), cache=Cache(files["cache"]))
 
 
 def test_a_score_without_the_expert_and_percentages_are_refused(files: dict[str, Path], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from limbeck.data import SOURCES
+from limbeck.data.normalizations import NORMALIZATIONS
 from limbeck.data.pixels import PIXEL_SPACES
 from limbeck.errors import OptionError, nearest
 from limbeck.evaluate.protocols import PROTOCOLS
@@ -19,6 +20,11 @@ _TABLES: dict[str, Registry] = {"sources": SOURCES, "methods": METHODS, "selecto
 def catalog() -> dict[str, dict[str, str]]:
     """Every table as name -> first sentence, and the runs below the current folder."""
     tables = {kind: {name: _first_sentence(table[name]) for name in table} for kind, table in _TABLES.items()}
+    tables["models"] |= {"timm:NAME": "A model of the timm package, where that is installed", "package.module:function": "Your own"}
+    tables["normalizations"] = {
+        name: f"mean {', '.join(map(str, entry.mean))}; std {', '.join(map(str, entry.std))} ({entry.used_by})"
+        for name, entry in NORMALIZATIONS.items()
+    }
     tables["protocols"] = {name: f"{protocol.note} ({protocol.source})" for name, protocol in PROTOCOLS.items()}
     tables["runs"] = {str(path.parent): _run_words(path) for path in sorted(Path("runs").glob("*/result.json"))}
     return tables

@@ -245,7 +245,10 @@ def report(run: Annotated[Path, Parameter(help="a run folder")], /, *, out: Out 
 
 
 def list_(
-    what: Annotated[str, Parameter(help="sources, methods, selectors, models, protocols, pixel-spaces, or runs")] = "all", /, *, json: Json = False
+    what: Annotated[str, Parameter(help="sources, methods, selectors, models, protocols, pixel-spaces, normalizations, or runs")] = "all",
+    /,
+    *,
+    json: Json = False,
 ) -> None:
     """List what limbeck knows, and the runs below the current folder."""
     from limbeck.cli.catalog import catalog

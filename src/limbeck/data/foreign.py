@@ -31,7 +31,7 @@ RATE_KEYS = ("syn_lr", "lr", "step_size", "learning_rate")
 TORCH = (".pt", ".pth", ".bin", ".tar")
 SUFFIXES = (*TORCH, ".npz", ".npy", ".safetensors")
 _PLAIN = "save plain tensors instead: torch.save({'images': images, 'labels': labels}, 'plain.pt')"
-_NUMBERED = re.compile(r"(?:new|class)?[_-]?(\d+)")
+_NUMBERED = re.compile(r"(?:new|class)?[_-]?(\d{1,9})")
 
 
 @dataclass(frozen=True)
@@ -385,17 +385,19 @@ def _images(value: Any, path: Path) -> Shaped[Tensor, "N C H W"]:
         low, high = (int(edge) for edge in images.long().aminmax())
         if images.dtype == torch.bool or low < 0 or high > 255:
             raise DataError(
-                f"images of {str(path)!r} are {_name(images)} from {low} to {high}, wanted whole numbers 0 to 255, or fractions; rescale them"
+                f"images of {str(path)!r} are {str(images.dtype).removeprefix('torch.')} from {low} to {high}, wanted whole numbers 0 to 255, or fractions; rescale them"
             )
         return images.to(torch.uint8)
+    images = images if images.dtype in (torch.float32, torch.float16) else images.float()
     if not bool(torch.isfinite(images).all()):
         raise DataError(f"images of {str(path)!r} hold values that are not finite; the run that made them diverged: use an earlier one")
-    return images if images.dtype in (torch.float32, torch.float16) else images.float()
+    return images
 
 
 def _labels(value: Any, path: Path) -> Int[Tensor, " N"] | Float[Tensor, "N K"]:
     labels = _plain(value, "labels", path)
-    shape = list(labels.shape)
+    shape, name = list(labels.shape), str(labels.dtype).removeprefix("torch.")
+    labels = labels.double() if labels.is_floating_point() else labels
     if labels.ndim == 2 and shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim not in (1, 2) or 0 in shape:
@@ -405,7 +407,7 @@ def _labels(value: Any, path: Path) -> Int[Tensor, " N"] | Float[Tensor, "N K"]:
     if labels.ndim == 2:
         return labels.float()
     if labels.dtype == torch.bool or (labels.is_floating_point() and bool((labels != labels.round()).any())):
-        raise DataError(f"labels of {str(path)!r} are {_name(labels)} that number no classes, wanted whole numbers [N] or rows [N, K]; check them")
+        raise DataError(f"labels of {str(path)!r} are {name} that number no classes, wanted whole numbers [N] or rows [N, K]; check them")
     return labels.long()
 
 
@@ -420,10 +422,6 @@ def _rate(value: Any, path: Path) -> float:
             f"the learned learning rate of {str(path)!r} is {value if isinstance(value, int | float) else rate:g}, wanted one positive number; check it"
         )
     return rate
-
-
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _reason(problem: Exception) -> str:

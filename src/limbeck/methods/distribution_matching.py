@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -36,7 +37,7 @@ class DistributionMatchingOptions(SyntheticOptions):
 
 
 class DistributionMatching:
-    """Distribution matching (Zhao and Bilen 2023, arXiv 2110.04181, equation 6).
+    """Distribution matching (Zhao and Bilen 2023, arXiv 2110.04181).
 
     A step draws a random network with embedding f (the input of its head), `real_batch` real images x of each class k and one augmentation a_k for each
     class, whose parameters all real and synthetic images s of the class share. The images descend
@@ -84,6 +85,7 @@ class DistributionMatching:
         classes = [number for number, count in enumerate(problem.counts) if count]
         drawn = {number: draw(self._augment, problem, turn, number) for number in classes}
         whole = network.has_batch_statistics
+        compiled = compiles(plan) and not whole
 
         def real(number: int) -> Tensor:
             images = real_batch(problem, problem.members(number), options.real_batch, turn.streams.torch("real", number))
@@ -94,25 +96,26 @@ class DistributionMatching:
             if whole:
                 targets = joint_means(embed, [real(number) for number in classes])
             else:
-                size = piece(options.real_batch, plan)
-                targets = torch.stack([chunked_mean(embed, real(number), size, padded=compiles(network, plan)) for number in classes])
+                size = real_piece(problem, options.real_batch)
+                targets = torch.stack([chunked_mean(embed, real(number), size, padded=compiled) for number in classes])
 
         images, sizes = state["images"], [problem.counts[number] for number in classes]
         groups = [(0, len(classes))] if whole else list(groups_within(sizes, plan.chunk))
         longest = max(sum(sizes[first:end]) for first, end in groups)
-        parts, loss = list(images.split(sizes)), 0.0
+        parts = images.split(sizes)
         gradients: list[Tensor] = []
+        gaps: list[Tensor] = []
         for first, end in groups:
             leaves = [part.detach().requires_grad_() for part in parts[first:end]]
             shown = [apply(self._augment, leaf, drawn[number]) for leaf, number in zip(leaves, classes[first:end], strict=True)]
-            means = joint_means(embed, shown, size=longest if compiles(network, plan) else None)
+            means = joint_means(embed, shown, size=longest if compiled else None)
             gap = (means - targets[first:end]).square().sum()
             gradients += torch.autograd.grad(gap, leaves)
-            loss += float(gap.detach())
+            gaps.append(gap.detach())
         moved, slots = sgd_step(
             {"images": images}, {"images": torch.cat(gradients)}, state, lr=options.image_lr * turn.scale, momentum=options.momentum
         )
-        return {**moved, **slots}, {"loss": loss}
+        return {**moved, **slots}, {"loss": float(torch.stack(gaps).sum())}
 
     def finish(self, problem: Problem, state: State) -> DistilledDataset:
         """The images under the problem's label rule."""
@@ -147,14 +150,15 @@ def on_device(weights: Weights, plan: ExecutionPlan) -> Weights:
     return {name: tensor.to(plan.device, memory_format=layout if tensor.ndim == 4 else torch.contiguous_format) for name, tensor in weights.items()}
 
 
-def compiles(network: Network, plan: ExecutionPlan) -> bool:
-    """Whether passes of whole batches of images run compiled; under batch statistics a batch cannot be cut, so it would not have one shape."""
-    return plan.strategy == "compiled" and not network.has_batch_statistics and can_compile(torch.device(plan.device).type)
+def compiles(plan: ExecutionPlan) -> bool:
+    """Whether passes run compiled, and so have to come in one shape."""
+    return plan.strategy == "compiled" and can_compile(torch.device(plan.device).type)
 
 
-def piece(batch: int, plan: ExecutionPlan) -> int:
-    """Images per pass when `batch` images pass in equal pieces of at most ``plan.chunk``."""
-    return batch if not plan.chunk else -(-batch // -(-batch // plan.chunk))
+def real_piece(problem: Problem, count: int) -> int:
+    """Images per pass when `count` real images of a class, or all of the largest class, pass in equal pieces of at most ``plan.chunk``."""
+    batch, chunk = min(count, int(np.bincount(problem.train.labels).max())), problem.plan.chunk
+    return -(-batch // -(-batch // chunk)) if chunk else batch
 
 
 def pad(rows: Float[Tensor, "B *rest"], size: int) -> Float[Tensor, "size *rest"]:
@@ -191,7 +195,7 @@ def embedding(network: Network, plan: ExecutionPlan, weights: Weights) -> Embed:
     """``images [B, C, H, W] -> features [B, F]`` in float32, in training mode only where a batch has statistics."""
     if network.has_batch_statistics or not hasattr(network.module, "features"):  # `Network.features` refuses the latter in its own words
         return lambda images: network.features(weights, images, training=True)
-    features = _features(network, plan.precision, torch.device(plan.device).type, compiles(network, plan))
+    features = _features(network, plan.precision, torch.device(plan.device).type, compiles(plan))
     return lambda images: features(weights, images)
 
 

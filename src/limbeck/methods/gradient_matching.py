@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from limbeck.data.augment import DSA, Params
-from limbeck.methods.distribution_matching import apply, compiles, draw, on_device, pad, piece, siamese
+from limbeck.methods.distribution_matching import apply, compiles, draw, on_device, pad, real_piece, siamese
 from limbeck.methods.driver import Metrics, State, Turn
 from limbeck.methods.problem import Problem
 from limbeck.methods.synthetic import finished, owners_of, real_batch, start_images
@@ -84,7 +84,7 @@ class GradientMatching:
     the plan, and a second-order pass over S in float32, uncompiled. The second-order graph is that of one class and is freed before the next class.
 
     Networks with batch normalization take their statistics from 16 real images of each class before every image step, and these stay fixed while gradients
-    are matched; their real gradients are computed uncompiled. Deviations: the published code moves its running statistics a tenth of the way to those of the
+    are matched. Deviations: the published code moves its running statistics a tenth of the way to those of the
     16 images, here they are set to them; it steps once more after the last evaluation, and refuses images per class that are not in the table. Its graph of
     all classes lives until the step; here it is one class's, with the same sum. Classes with fewer images than `real_batch` use all they have.
     """
@@ -141,7 +141,7 @@ class GradientMatching:
     def _image_gradient(self, problem: Problem, images: Tensor, weights: Weights, turn: Turn) -> tuple[Float[Tensor, "N C H W"], float]:
         options, network, plan = self.options, problem.network, problem.plan
         device = images.device.type
-        fast = compiles(network, plan)
+        fast = compiles(plan)
         first_order = class_loss(network, plan.precision, device, fast)
         second_order = class_loss(network, "float32", device, False)
         live = {name: tensor.detach() for name, tensor in weights.items()}
@@ -149,7 +149,8 @@ class GradientMatching:
         matched = [live[name] for name in network.parameter_names if options.distance != "ours" or live[name].ndim > 1]
         for tensor in matched:
             tensor.requires_grad_(True)
-        parts, total = [], 0.0
+        size = real_piece(problem, options.real_batch)
+        parts, losses = [], []
         for number, part in enumerate(images.split(list(problem.counts))):
             if not len(part):
                 continue
@@ -157,12 +158,11 @@ class GradientMatching:
             shown = draw(self._augment, problem, turn, number)
             real = real_batch(problem, problem.members(number), options.real_batch, turn.streams.torch("real", number))
             real = apply(self._augment, real, shown)
-            size = piece(options.real_batch, plan)
             target = mean_gradient(first_order, live, matched, real, row.expand(len(real), -1), size, padded=fast)
             gradient, loss = match(second_order, live, matched, part, row, target, options.distance, self._augment, shown)
             parts.append(gradient)
-            total += float(loss)
-        return torch.cat(parts), total
+            losses.append(loss)
+        return torch.cat(parts), float(torch.stack(losses).sum())
 
     def _trained(self, problem: Problem, weights: Weights, images: Tensor, epochs: int, turn: Turn) -> Weights:
         options = self.options
@@ -179,7 +179,7 @@ class GradientMatching:
 
 
 class SiameseGradientMatching(GradientMatching):
-    """Gradient matching under differentiable Siamese augmentation, DSA (Zhao and Bilen 2021, arXiv 2102.08259, equation 5).
+    """Gradient matching under differentiable Siamese augmentation, DSA (Zhao and Bilen 2021, arXiv 2102.08259).
 
     As `dc`, with one augmentation a_k for each class and step, whose parameters all real and synthetic images of the class share,
 

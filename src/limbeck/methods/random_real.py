@@ -31,6 +31,7 @@ class RandomReal:
     """
 
     Options = RandomRealOptions
+    label_default: ClassVar[str] = "soft"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {"cutmix-300": {"views": 300}}
 
     def __init__(self, options: RandomRealOptions) -> None:

@@ -28,6 +28,7 @@ class ConvNet(Classifier):
     arXiv:2006.05929): 317,706 parameters for 1x28x28 and 10 classes, 320,010 for 3x32x32 and 10, 857,160 at depth 4 for 3x64x64 and 200.
     Parameters come in the same order as there, so flat vectors are interchangeable. As there, the first convolution pads 28x28 grayscale images by
     3, to 32x32; other than there, only for that size and not for every grayscale image.
+    ``convnet-tiny`` is the same network with 16 channels, the smallest judge of Yang et al. (2024, arXiv:2406.04284).
     Raises `OptionError` when the image is too small for the depth.
     """
 

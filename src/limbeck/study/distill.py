@@ -45,6 +45,7 @@ from limbeck.types.plan import ExecutionPlan
 from limbeck.types.recipe import Recipe
 
 Sets = list[list[DistilledDataset]]
+_IMAGES_OF_A_STEP = 1000  # of a method that optimizes, in round numbers: it only decides whether compiling pays
 FILE, RECORD = "distilled.safetensors", "result.json"
 NAMES = {
     "distilled": "this set",
@@ -283,6 +284,9 @@ def _draw(
 ) -> Sets:
     """A set of every draw and expert; each kept in the cache as it grows, so a stopped job goes on."""
     check = _validation_check(problem) if options.checks and len(problem.validation) else None
+    if steps := method.total_steps(problem):
+        plan = plan_for(problem.network, steps * _IMAGES_OF_A_STEP, device=options.device, threads=options.threads)
+        problem = replace(problem, plan=plan, provenance={**problem.provenance, "plan": plan.model_dump(exclude={"reason"})})
     sets = []
     for draw in range(options.draws):
         provenance = {**problem.provenance, **experts.provenance, "draw": draw}

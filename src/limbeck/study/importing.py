@@ -30,6 +30,7 @@ from limbeck.types.pixels import PixelSpace, Standardize
 
 CLASSES = {"cifar10": CIFAR10_CLASSES, "fashion-mnist": FASHION_CLASSES}
 ZCA = tuple(name for name in PIXEL_SPACES if name.startswith("zca-"))
+_MOST_CLASSES = 100_000  # what a damaged file claims must not fill the memory
 _SLACK = 1e-3  # of a pixel's range: saved pixels are rounded
 _NUMBERS = r"\s*-?[\d.]+(?:e-?\d+)?(?:\s*[,/ ]\s*-?[\d.]+(?:e-?\d+)?)*\s*"
 _NETWORK = re.compile(rf"mean=({_NUMBERS})[,;]\s*std=({_NUMBERS})")
@@ -129,7 +130,7 @@ def _class_names(text: str) -> tuple[str, ...]:
     if text in CLASSES:
         return CLASSES[text]
     if text.strip().isdigit():
-        names = [str(number) for number in range(int(text))]
+        names = [str(number) for number in range(min(int(text), _MOST_CLASSES + 1))]
     elif Path(text).is_file():
         try:
             names = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -137,7 +138,7 @@ def _class_names(text: str) -> tuple[str, ...]:
             raise OptionError(f"{text!r} is no text file of class names; write one name a line, in UTF-8") from None
     else:
         names = [name.strip() for name in text.split(",")]
-    if len(names) < 2 or len(set(names)) < len(names) or not all(names):
+    if not 2 <= len(names) <= _MOST_CLASSES or len(set(names)) < len(names) or not all(names):
         raise OptionError(
             f"--classes needs at least 2 names, all different, got {text!r}; write cat,dog,horse, their number, or a file with one name a line"
         )
@@ -148,6 +149,8 @@ def _numbered_classes(foreign: Foreign, reporter: Reporter) -> tuple[str, ...]:
     if foreign.labels is None:
         raise OptionError("neither labels nor the number of classes are known; use --labels FILE, and --classes or --source")
     count = foreign.labels.shape[1] if foreign.labels.ndim == 2 else int(foreign.labels.max()) + 1
+    if count > _MOST_CLASSES:
+        raise DataError(f"labels number {count} classes, more than {_MOST_CLASSES}; check the labels, or name the classes with --classes")
     reporter.note(f"classes were numbered 0 to {count - 1}; --classes or --source name them, which evaluating on a source with names needs")
     return tuple(str(number) for number in range(count))
 

@@ -20,11 +20,12 @@ from limbeck.experts.expert import Expert, Labeler, labeler_of
 from limbeck.experts.trajectory import find_trajectory
 from limbeck.labels.rules import LabelRule
 from limbeck.methods.problem import Problem
+from limbeck.methods.views import ViewOptions
 from limbeck.models import parse_model
 from limbeck.models.spec import ModelSpec
 from limbeck.progress import SILENT, Reporter
 from limbeck.streams import Streams
-from limbeck.study.distill import RECORD, describe_job, evaluate_kinds, protocol_for, random_baselines, student_plan
+from limbeck.study.distill import RECORD, Sets, describe_job, evaluate_kinds, protocol_for, random_baselines, student_plan
 from limbeck.study.options import EvaluationOptions, OpenOptions
 from limbeck.study.setting import Setting
 from limbeck.train.examples import Examples
@@ -67,12 +68,12 @@ def evaluate_file(
     if labels == "both" and dataset.labels.kind != "hard":
         kinds["distilled-hard"] = [[hard]]
     if options.baselines:
-        wanted = bench.labeler is not None and (labels != "hard" or expert_file is not None)
+        soft = bench.labeler is not None and (labels != "hard" or expert_file is not None)
         if bench.labeler is None and dataset.labels.kind != "hard" and labels != "hard":
             reporter.note(
                 "the expert that labeled this file is not in the cache, so the random-soft baseline is left out; --expert-file brings another expert"
             )
-        kinds |= random_baselines(bench.problem, (bench.labeler,) if wanted and bench.labeler else (), 1, reporter)
+        kinds |= bench.random(1, reporter) if soft else random_baselines(bench.problem, (), 1, reporter)
     rows = evaluate_kinds(kinds, bench.setting, bench.model, bench.protocol, options, bench.seed, cache, reporter, plan=bench.plan)
     rule = LabelRule(kind="hard") if labels == "hard" else _rule_of(dataset)
     return {
@@ -98,6 +99,14 @@ class Bench:
     problem: Problem
     labeler: Labeler | None
     seed: int
+
+    def random(self, draws: int, reporter: Reporter) -> dict[str, Sets]:
+        """Random real images with as many labels each as the file's have, and the same images under hard labels. Without a labeler there are hard labels only."""
+        if self.labeler is None:
+            return random_baselines(self.problem, (), draws, reporter)
+        views = self.dataset.views
+        alike = ViewOptions(views=views.count, view_augment=views.augment) if views else None
+        return random_baselines(self.problem, (self.labeler,), draws, reporter, alike)
 
 
 def set_up(

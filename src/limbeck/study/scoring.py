@@ -14,7 +14,6 @@ from limbeck.data.augment import dsa_strategy_for
 from limbeck.errors import OptionError
 from limbeck.evaluate.evaluate import evaluate
 from limbeck.evaluate.robust import NATURAL_ZERO, AugmentationRobustness, LabelRobustness, normalized
-from limbeck.labels.views import label_views
 from limbeck.progress import SILENT, Reporter
 from limbeck.streams import Streams
 from limbeck.study.distill import Sets, describe_job, random_baselines, student_plan
@@ -80,6 +79,7 @@ def score_file(
         cache=cache,
         reporter=reporter,
     )
+    options = _without_augmentation(options, reporter) if bench.dataset.views is not None else options
     random = _random_sets(bench, options.students, reporter)
     arms = _arms(bench, random, options, judging, reporter)
     rows = {arm.role: _trained(arm, bench, options, cache, reporter) for arm in arms}
@@ -97,22 +97,26 @@ def score_file(
     }
 
 
+def _without_augmentation(options: ScoreOptions, reporter: Reporter) -> ScoreOptions:
+    """A set with labels per view is trained on those views, whatever augmentation the recipe names."""
+    reason = "this set has a label for each of its own augmented views and is trained on those alone, so there is no augmentation-robust score"
+    if options.which == "augmentation":
+        raise OptionError(f"{reason}; use --which label")
+    if options.which == "both":
+        reporter.note(reason)
+    return options.model_copy(update={"which": "label"})
+
+
 def _random_sets(bench: Bench, draws: int, reporter: Reporter) -> Sets:
     """Random real images under the set's own kind of labels, one set for each draw."""
-    own = bench.dataset.labels.kind
-    if own == "hard":
+    if bench.dataset.labels.kind == "hard":
         return random_baselines(bench.problem, (), draws, reporter)["random-hard"]
     if bench.labeler is None:
         raise OptionError(
             "a robust score compares with random real images under labels of the set's own kind, and the expert that labeled this file is not in the cache; "
             "give a checkpoint with --expert-file"
         )
-    sets = random_baselines(bench.problem, (bench.labeler,), draws, reporter)["random-soft"]
-    views = bench.dataset.views
-    if views is None or sets[0][0].views is not None:
-        return sets
-    labeler, rule, plan = bench.labeler, bench.problem.rule, bench.plan
-    return [[label_views(row[0], rule, labeler, views=views.count, augment=views.augment, seed=views.seed, plan=plan)] for row in sets]
+    return bench.random(draws, reporter)["random-soft"]
 
 
 def _arms(bench: Bench, random: Sets, options: ScoreOptions, judging: EvaluationOptions, reporter: Reporter) -> list[_Arm]:
