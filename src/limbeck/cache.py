@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck import store
 
-VERSION = 2  # raised when the meaning of cached work changes, so that old entries are never taken for new ones
+VERSION = 3  # raised when the meaning of cached work changes, so that old entries are never taken for new ones
 
 
 def default_root() -> Path:

@@ -384,9 +384,8 @@ def _images(value: Any, path: Path) -> Shaped[Tensor, "N C H W"]:
     if not images.is_floating_point():
         low, high = (int(edge) for edge in images.long().aminmax())
         if images.dtype == torch.bool or low < 0 or high > 255:
-            raise DataError(
-                f"images of {str(path)!r} are {str(images.dtype).removeprefix('torch.')} from {low} to {high}, wanted whole numbers 0 to 255, or fractions; rescale them"
-            )
+            name = str(images.dtype).removeprefix("torch.")
+            raise DataError(f"images of {str(path)!r} are {name} from {low} to {high}, wanted whole numbers 0 to 255, or fractions; rescale them")
         return images.to(torch.uint8)
     images = images if images.dtype in (torch.float32, torch.float16) else images.float()
     if not bool(torch.isfinite(images).all()):

@@ -1,7 +1,7 @@
 """Back-propagation through training: images and labels descend the loss on real data of a network that was just trained on them (`BPTT`, `LabelLearning`)."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -185,16 +185,9 @@ class BPTT:
         warm_up = int(torch.randint(longest + 1, (), generator=streams.torch("window"))) if random else longest
 
         images, labels = state["images"], self._shown(state["labels"])
-        parameters, slots = loop.start, Tensors()
-        draws, moments = streams.torch("batches"), []
-        for number in range(1, warm_up + options.window + 1):
-            batch = batches.draw(draws, self._inner_augment, problem.network.shape)
-            parameters, slots, moment = loop.advance(images, labels, batch, parameters, slots, number)
-            if number > warm_up:
-                moments.append(moment)
         real, targets = self._real(problem, streams)
-        loss, adjoint = loop.gradient(parameters, real, targets, batch=options.real_batch)
-        by_images, by_labels = loop.walk_back(images, labels, moments, adjoint)
+        drawn = batches.all(streams.torch("batches"), self._inner_augment, problem.network.shape)
+        loss, by_images, by_labels = loop.derivatives(images, labels, drawn, warm_up, options.window, real, targets)
 
         new, metrics = dict(state), {"loss": float(loss), "inner_steps": float(warm_up + options.window)}
         rates = self._rates(problem, stage).to(images.device) * turn.scale
@@ -329,8 +322,12 @@ class Batches:
         taken = sorted((len(own) if per_class is None else min(per_class, len(own)) for own in self._rows), reverse=True)
         self.size = sum(taken[: self._classes])
 
-    def draw(self, generator: torch.Generator, augment: Augment | None, shape: tuple[int, int, int]) -> Batch:
-        """The next batch."""
+    def all(self, generator: torch.Generator, augment: Augment | None, shape: tuple[int, int, int]) -> Iterator[Batch]:
+        """One batch after the other, without end."""
+        while True:
+            yield self._draw(generator, augment, shape)
+
+    def _draw(self, generator: torch.Generator, augment: Augment | None, shape: tuple[int, int, int]) -> Batch:
         chosen = self._rows
         if self._classes < len(self._rows):
             chosen = [self._rows[i] for i in torch.randperm(len(self._rows), generator=generator)[: self._classes].sort().values]
@@ -354,14 +351,14 @@ class Moment:
 class InnerLoop:
     """Training of one network on labelled images, step by step, and the walk back through it.
 
-    `start` holds its first parameters. Nothing keeps an autograd graph from one call to the next: a moment holds plain tensors.
+    Nothing keeps an autograd graph from one call to the next: a moment holds plain tensors.
     """
 
     def __init__(self, network: Network, state: State, plan: ExecutionPlan, options: BPTTOptions, *, batch: int, scale: float = 1.0) -> None:
         self._options, self._plan, self._batch, self._rate = options, plan, batch, options.inner_lr * scale
         self._chunk = 0 if network.has_batch_statistics else plan.chunk
         names = set(network.parameter_names)
-        self.start = {name: tensor for name, tensor in state.items() if name in names}
+        self._start = {name: tensor for name, tensor in state.items() if name in names}
         self._buffers = {name: tensor for name, tensor in state.items() if name not in names}
         wanted = {"images": (0, 1), "labels": (0, 2), "both": (0, 1, 2)}[options.learn]
         given = (network, options.loss, plan.precision, torch.device(plan.device).type)
@@ -369,6 +366,27 @@ class InnerLoop:
         self._first = {on: _first_order(*given, on) for on in {False, fast}}
         self._second = {on: _second_order(*given, wanted, on) for on in {False, fast}}
         self._fast, self._wanted = fast, wanted
+
+    def derivatives(
+        self,
+        images: Float[Tensor, "N C H W"],
+        labels: Float[Tensor, "N K"],
+        batches: Iterator[Batch],
+        warm_up: int,
+        window: int,
+        real: Float[Tensor, "R C H W"],
+        targets: Float[Tensor, "R K"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "N C H W"], Float[Tensor, "N K"]]:
+        """Mean loss on real images after `warm_up` and `window` steps of training on the next batches, and its derivatives in the distilled images and labels
+        through the window; zeros for what is not learned."""
+        parameters, slots = self._start, Tensors()
+        moments = []
+        for number in range(1, warm_up + window + 1):
+            parameters, slots, moment = self.advance(images, labels, next(batches), parameters, slots, number)
+            if number > warm_up:
+                moments.append(moment)
+        loss, adjoint = self.gradient(parameters, real, targets, batch=self._options.real_batch)
+        return loss, *self.walk_back(images, labels, moments, adjoint)
 
     def gradient(
         self, parameters: Tensors, images: Float[Tensor, "B C H W"], labels: Float[Tensor, "B K"], *, batch: int

@@ -160,7 +160,9 @@ def evaluate_kinds(
         network = setting.network(name)
         used = plan if name == model and plan is not None else student_plan(network, protocol.recipe, len(next(iter(kinds.values()))[0][0]), options)
         for role, sets in kinds.items():
-            recipe = None
+            step_size = sets[0][0].step_size
+            # a learned step size belongs to the set: its students train at it
+            recipe = None if step_size is None else protocol.recipe.with_(lr=step_size)
             if options.tune_lr:
                 recipe = _tuned(sets[0][0], network, protocol.recipe, setting, seed, used, cache, reporter)
             result = evaluate(
