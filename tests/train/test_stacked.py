@@ -11,9 +11,9 @@ from limbeck.data.tables import Subset
 from limbeck.streams import Streams
 from limbeck.train.examples import Examples
 from limbeck.train.feed import Feed, _Placed
-from limbeck.train.fit import Job, TrainingState, fit, fit_many
+from limbeck.train.fit import Job, TrainingState, fit, fit_many, predict
 from limbeck.train.network import Network
-from limbeck.train.stepper import Recorded
+from limbeck.train.stepper import Recorded, _pieces
 from limbeck.types.pixels import PixelSpace
 from limbeck.types.plan import ExecutionPlan
 from limbeck.types.recipe import Recipe
@@ -156,3 +156,27 @@ def test_a_recorded_step_is_recorded_once_for_each_shape_and_replayed(monkeypatc
             expected += number * size
     assert float(total) == expected
     assert recordings == [torch.Size([4]), torch.Size([3])]
+
+
+def test_lanes_add_the_same_pieces_in_the_same_order() -> None:
+    net, recipe = network("mlp:width=8,depth=1"), SGD.with_(augment="dsa")
+    plan = ExecutionPlan(chunk=4, threads=1, strategy="compiled")
+    alone, side_by_side, again = (fit_many(net, jobs(net, 1), recipe, plan.model_copy(update={"lanes": lanes}))[0] for lanes in (1, 2, 2))
+    assert near(alone, side_by_side)
+    assert all(torch.equal(side_by_side.network[name], tensor) for name, tensor in again.network.items())
+
+
+def test_lanes_predict_what_one_predicts() -> None:
+    net = network("convnet-d1-w8")
+    state = net.init(Streams(0))
+    one = predict(net, state, TABLE, SPACE, PLAN, batch=8)
+    three = predict(net, state, TABLE, SPACE, PLAN.model_copy(update={"lanes": 3}), batch=8)
+    assert one.shape == (42, 2)
+    assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize(
+    ("batch", "chunk", "lanes", "size"), [(100, 32, 1, 25), (100, 0, 2, 100), (10, 5, 2, 5), (96, 32, 2, 24), (1, 1, 2, 1), (3, 2, 2, 2)]
+)
+def test_pieces_are_equal_and_as_many_for_every_lane(batch: int, chunk: int, lanes: int, size: int) -> None:
+    assert _pieces(batch, chunk, lanes) == size

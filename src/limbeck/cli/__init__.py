@@ -39,7 +39,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     # waiting threads spin briefly and then sleep (read when torch loads): the default spins long enough to make a step ten times slower on a busy
     # machine, sleeping at once makes it half again slower on an idle one
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except LimbeckError as problem:

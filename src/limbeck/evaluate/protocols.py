@@ -33,6 +33,7 @@ _DC = "Zhao, Mopuri and Bilen 2021 (arXiv 2006.05929)"
 _DSA = "Zhao and Bilen 2021 (arXiv 2102.08259)"
 _LABEL = "Qin, Deng and Alvarez-Melis 2024 (arXiv 2406.10485)"
 _SRE2L = "Yin, Xing and Shen 2023 (arXiv 2306.13092)"
+_FREPO = "Zhou, Nezhadarya and Ba 2022 (arXiv 2206.00719)"
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -100,6 +101,24 @@ PROTOCOLS: dict[str, Protocol] = {
             ),
             source=_SRE2L,
             note="400 epochs, AdamW, cosine to zero, KL at temperature 20 without T^2, crop and flip; one stored label an image",
+        ),
+        Protocol(
+            name="frepo",
+            version=1,
+            recipe=Recipe(
+                optimizer="adam",
+                lr=3e-4,
+                weight_decay=0,
+                batch_size=500,
+                steps=1000,
+                schedule="cosine",
+                warmup_steps=500,
+                loss="mse",
+                augment=DSA_ALL,
+            ),
+            source=_FREPO,
+            note="Adam, 1000 steps (published for 10 images; 2000 for 100), 500 of warm-up, then cosine to zero (published: to 1 %); squared error on labels "
+            "minus 1/K; DSA, one kind of operation a batch, in place of the authors' own; the last weights, not their average",
         ),
     )
 }

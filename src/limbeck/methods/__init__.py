@@ -13,6 +13,9 @@ METHODS = Registry(
         "rded": "limbeck.methods.rded:RDED",
         "bptt": "limbeck.methods.bptt:BPTT",
         "label-learning": "limbeck.methods.bptt:LabelLearning",
+        "mtt": "limbeck.methods.trajectory_matching:TrajectoryMatching",
+        "tesla": "limbeck.methods.trajectory_matching:TESLA",
+        "frepo": "limbeck.methods.frepo:FRePo",
     },
 )
 SELECTORS = Registry(

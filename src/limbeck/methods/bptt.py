@@ -1,31 +1,28 @@
 """Back-propagation through training: images and labels descend the loss on real data of a network that was just trained on them (`BPTT`, `LabelLearning`)."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from limbeck.data.augment import Augment, Params, parse_augment
+from limbeck.data.augment import Augment, parse_augment
 from limbeck.errors import OptionError
 from limbeck.methods.driver import Metrics, State, Turn
 from limbeck.methods.problem import Problem
 from limbeck.methods.selectors import random_order
 from limbeck.methods.synthetic import SyntheticOptions, finished, one_hot, owners_of, start_images
+from limbeck.streams import Streams
 from limbeck.train.examples import Examples
-from limbeck.train.losses import make_loss
 from limbeck.train.network import Network, can_compile
-from limbeck.train.updates import adam_step, sgd_step
+from limbeck.train.second_order import Batch, BatchLoss, network_first_order, network_second_order
+from limbeck.train.updates import Tensors, adam_step, sgd_step
 from limbeck.types.distilled import DistilledDataset
 from limbeck.types.labels import Labels
 from limbeck.types.plan import ExecutionPlan
-
-Tensors = dict[str, Tensor]
 
 _DECAY = 0.9  # of the running mean of gradient norms
 _PUBLISHED: dict[str, Any] = {
@@ -70,7 +67,7 @@ class BPTTOptions(SyntheticOptions):
 class LabelLearningOptions(BPTTOptions):
     """The defaults are those of the label paper's algorithm 1, with numbers that it leaves open."""
 
-    learn: Literal["images", "labels", "both"] = Field("labels", description="what is learned")
+    learn: Literal["labels"] = Field("labels", description="what is learned")
     unroll: int = Field(60, ge=1, description="inner training steps T, the window included")
     window: int = Field(20, ge=1, description="the last steps M, through which gradients flow")
     window_place: Literal["random", "end"] = Field("end", description="training ends after M to T steps, drawn every step, or always after T")
@@ -100,6 +97,7 @@ class BPTT:
 
     Cost: for a step, 3 (s + W) B + 9 W B + 3 R forward passes of one image; the plain unrolled window takes 3 s B + 9 W B + 3 R. Memory: the second-order graph
     of one piece of a batch, and for each step of the window 4 numbers a parameter with Adam or 3 with SGD; the plain window keeps W whole graphs.
+    Under a plan in bfloat16 all passes run in it, as ordinary training does; ``docs/methods/bptt.md`` says how little that disturbs the gradient.
 
     Deviations: the window is drawn at every step, where the published code draws it once per pass over the real data (10 steps), and real batches are drawn
     independently of each other. The published runs have no length (they are ended by hand and keep the set that is best on test): the recipes take
@@ -237,7 +235,7 @@ class BPTT:
         blocks = _blocks(problem.counts, self.options.stages)
         return torch.where(blocks == stage, 1.0, torch.where(blocks < stage, self.options.boost_factor, 0.0))
 
-    def _real(self, problem: Problem, streams: Any) -> tuple[Float[Tensor, "R C H W"], Float[Tensor, "R K"]]:
+    def _real(self, problem: Problem, streams: Streams) -> tuple[Float[Tensor, "R C H W"], Float[Tensor, "R K"]]:
         device = torch.device(problem.plan.device)
         chosen = torch.randperm(len(problem.train), generator=streams.torch("real"))[: self.options.real_batch]
         images, targets = Examples.of_table(problem.train, problem.pixels.to(device)).batch(chosen, device)
@@ -263,21 +261,21 @@ class LabelLearning(BPTT):
     Cost: that of `BPTT`. The images are stored as they are in the source (uint8), and their training indices in the provenance.
 
     Deviations: the paper gives no value of T, M, its step sizes or batches, so the defaults here are this package's own. It says to follow the training
-    recipe of Feng, Vedantam and Kempe (2024), so the labels move by Adam (``outer=sgd`` is the algorithm's plain step) and stay non-negative; rows that stay
-    distributions are ``label_form=simplex``.
+    recipe of Feng, Vedantam and Kempe (2024), so the labels move by Adam, stay non-negative, and the inner SGD has momentum 0.9, as students have; the
+    algorithm's plain steps are ``outer=sgd,inner_momentum=0``. Rows that stay distributions are ``label_form=simplex``.
     """
 
     Options = LabelLearningOptions
     label_default: str = "learned"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
-        "fashion-mnist-cpu": {"steps": 500, "inner_momentum": 0.9, "real_batch": 256},
+        "fashion-mnist-cpu": {"steps": 500, "real_batch": 256},
         "smoke": {"steps": 20, "window": 4, "unroll": 8, "inner_lr": 0.05, "real_batch": 16, "label_lr": 0.02},
     }
 
     def finish(self, problem: Problem, state: State) -> DistilledDataset:
         """The chosen real images as they are in the source, under the learned labels."""
         made = super().finish(problem, state)
-        if self.options.start != "real" or self.options.learn != "labels":
+        if self.options.start != "real":
             return made
         indices = torch.cat([random_order(problem, number, count, None) for number, count in enumerate(problem.counts) if count])
         real = {"images": problem.train.read(indices), "pixels": problem.pixels, "provenance": {**made.provenance, "indices": indices.tolist()}}
@@ -296,20 +294,6 @@ def clipped(gradient: Tensor, mean: Float[Tensor, ""], factor: float | None) -> 
 def _blocks(counts: Sequence[int], stages: int) -> Int[Tensor, " N"]:
     """The stage at which each image comes into play: image r of the n of its class at ``floor(r stages / n)``."""
     return torch.cat([torch.arange(count) * stages // count for count in counts if count])
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The distilled images of an inner step, by row, and how they are augmented; so that the step can be taken again."""
-
-    rows: Int[Tensor, " B"]
-    augment: Augment | None
-    params: Params
-
-    def look(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "B C H W"]:
-        """What the network is shown; differentiable."""
-        shown = images[self.rows.to(images.device)]
-        return shown if self.augment is None else self.augment.apply(shown, self.params)
 
 
 class Batches:
@@ -355,17 +339,12 @@ class InnerLoop:
     """
 
     def __init__(self, network: Network, state: State, plan: ExecutionPlan, options: BPTTOptions, *, batch: int, scale: float = 1.0) -> None:
-        self._options, self._plan, self._batch, self._rate = options, plan, batch, options.inner_lr * scale
-        self._chunk = 0 if network.has_batch_statistics else plan.chunk
+        self._options, self._rate = options, options.inner_lr * scale
         names = set(network.parameter_names)
         self._start = {name: tensor for name, tensor in state.items() if name in names}
-        self._buffers = {name: tensor for name, tensor in state.items() if name not in names}
-        wanted = {"images": (0, 1), "labels": (0, 2), "both": (0, 1, 2)}[options.learn]
-        given = (network, options.loss, plan.precision, torch.device(plan.device).type)
-        fast = plan.strategy == "compiled"
-        self._first = {on: _first_order(*given, on) for on in {False, fast}}
-        self._second = {on: _second_order(*given, wanted, on) for on in {False, fast}}
-        self._fast, self._wanted = fast, wanted
+        buffers = {name: tensor for name, tensor in state.items() if name not in names}
+        self._student = _batch_loss(network, buffers, plan, options, batch)
+        self._judge = _batch_loss(network, buffers, plan, options, options.real_batch)
 
     def derivatives(
         self,
@@ -385,25 +364,14 @@ class InnerLoop:
             parameters, slots, moment = self.advance(images, labels, next(batches), parameters, slots, number)
             if number > warm_up:
                 moments.append(moment)
-        loss, adjoint = self.gradient(parameters, real, targets, batch=self._options.real_batch)
+        loss, adjoint = self._judge.gradient(parameters, real, targets)
         return loss, *self.walk_back(images, labels, moments, adjoint)
-
-    def gradient(
-        self, parameters: Tensors, images: Float[Tensor, "B C H W"], labels: Float[Tensor, "B K"], *, batch: int
-    ) -> tuple[Float[Tensor, ""], Tensors]:
-        """Mean loss of the images and its gradient in the parameters. Pieces are compiled as those of a batch of `batch` images are."""
-        total, loss = None, images.new_zeros(())
-        for part, rows, compiled in self._pieces(images, labels, batch):
-            new, value = self._first[compiled](parameters, part, rows, self._buffers)
-            total, loss = _sum(total, new), loss + value
-        assert total is not None
-        return loss / len(images), {name: tensor / len(images) for name, tensor in total.items()}
 
     def advance(
         self, images: Float[Tensor, "N C H W"], labels: Float[Tensor, "N K"], batch: Batch, parameters: Tensors, slots: Tensors, number: int
     ) -> tuple[Tensors, Tensors, Moment]:
         """Parameters and slots after step `number` (from 1), and the step's moment."""
-        _, gradients = self.gradient(parameters, batch.look(images), labels[batch.rows.to(labels.device)], batch=self._batch)
+        _, gradients = self._student.gradient(parameters, batch.look(images), batch.labels(labels))
         moved, memory = self._update(number)(parameters, gradients, slots)
         return moved, memory, Moment(number, parameters, slots, gradients, batch)
 
@@ -415,36 +383,22 @@ class InnerLoop:
         Empties `moments`, so that memory falls as it goes.
         """
         by_images, by_labels = torch.zeros_like(images), torch.zeros_like(labels)
-        memory: Tensors | None = None
+        by_memory: Tensors | None = None
         while moments:
             moment = moments.pop()
-            adjoint, memory, by_shown, by_rows = self._pull(images, labels, moment, adjoint, memory)
-            rows = moment.batch.rows.to(images.device)
-            if by_shown is not None:
-                _, through = torch.func.vjp(moment.batch.look, images)
-                by_images += through(by_shown)[0]
-            if by_rows is not None:
-                by_labels.index_add_(0, rows, by_rows)
+            (_, memory), through = torch.func.vjp(self._update(moment.number), moment.parameters, moment.gradients, moment.slots)  # type: ignore[misc]
+            if by_memory is None:  # nothing looks at the optimizer's memory after the last step
+                by_memory = {name: torch.zeros_like(tensor) for name, tensor in memory.items()}
+            direct, by_gradients, by_memory = through((adjoint, by_memory))
+            batch = moment.batch
+            found = self._student.along(moment.parameters, batch.look(images), batch.labels(labels), by_gradients)
+            assert found.parameters is not None
+            adjoint = {name: tensor + found.parameters[name] for name, tensor in direct.items()}
+            if found.images is not None:
+                by_images += batch.pull(images, found.images)
+            if found.labels is not None:
+                by_labels.index_add_(0, batch.rows.to(labels.device), found.labels)
         return by_images, by_labels
-
-    def _pull(
-        self, images: Tensor, labels: Tensor, moment: Moment, by_moved: Tensors, by_memory: Tensors | None
-    ) -> tuple[Tensors, Tensors, Tensor | None, Tensor | None]:
-        """The adjoints before a moment from those after it, and those of the images and label rows that it was shown."""
-        (_, memory), through = torch.func.vjp(self._update(moment.number), moment.parameters, moment.gradients, moment.slots)
-        if by_memory is None:  # nothing looks at the optimizer's memory after the last step
-            by_memory = {name: torch.zeros_like(tensor) for name, tensor in memory.items()}
-        by_parameters, by_gradients, by_slots = through((by_moved, by_memory))
-        shown, rows = moment.batch.look(images), labels[moment.batch.rows.to(labels.device)]
-        direction = {name: tensor / len(shown) for name, tensor in by_gradients.items()}
-        parts: list[list[Tensor]] = [[], []]
-        for part, targets, compiled in self._pieces(shown, rows, self._batch):
-            new, *others = self._second[compiled](moment.parameters, part, targets, self._buffers, direction)
-            by_parameters = _sum(by_parameters, new)
-            for kept, other in zip(parts, others, strict=False):
-                kept.append(other)
-        found = dict(zip(self._wanted[1:], (torch.cat(kept) for kept in parts if kept), strict=True))
-        return by_parameters, by_slots, found.get(1), found.get(2)
 
     def _update(self, number: int) -> Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]:
         options, rate = self._options, self._rate
@@ -456,74 +410,15 @@ class InnerLoop:
 
         return update
 
-    def _pieces(self, images: Tensor, labels: Tensor, batch: int) -> list[tuple[Tensor, Tensor, bool]]:
-        """Equal pieces of at most a chunk, and whether each is compiled: those of a usual size are, a ragged one would cost a program of its own."""
-        size = batch if self._chunk == 0 else -(-batch // -(-batch // self._chunk))
-        return [(part, rows, self._fast and len(part) == size) for part, rows in zip(images.split(size), labels.split(size), strict=True)]
 
-
-def _sum(total: Tensors | None, new: Tensors) -> Tensors:
-    return new if total is None else {name: total[name] + tensor for name, tensor in new.items()}
-
-
-Loss = Callable[[Tensors, Tensor, Tensor, Tensors], Tensor]
-
-
-@lru_cache(maxsize=64)
-def _summed_loss(network: Network, loss: str, precision: str, device_type: str) -> Loss:
-    """``(parameters, images, labels, buffers) -> summed loss``; nothing is updated, so the same arguments always give the same value."""
-    module = copy.deepcopy(network.module).train()
-    torch.func.replace_all_batch_norm_modules_(module)
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.dropout._DropoutNd):
-            layer.eval()
-    kept = {name for name, _ in module.named_buffers()}
-    criterion, narrow = make_loss(loss, 1.0), precision == "bfloat16"
-
-    def summed_loss(parameters: Tensors, images: Tensor, labels: Tensor, buffers: Tensors) -> Tensor:
-        state = parameters | {name: tensor for name, tensor in buffers.items() if name in kept}
-        with torch.autocast(device_type, torch.bfloat16, enabled=narrow):
-            logits = torch.func.functional_call(module, state, (images,))
-        return criterion(logits.float() if narrow else logits, labels)
-
-    return summed_loss
-
-
-@lru_cache(maxsize=64)
-def _first_order(network: Network, loss: str, precision: str, device_type: str, compiled: bool) -> Callable[..., tuple[Tensors, Tensor]]:
-    """``(parameters, images, labels, buffers) -> gradient in the parameters, summed loss``."""
-    return _program(torch.func.grad_and_value(_summed_loss(network, loss, precision, device_type)), device_type, compiled)
-
-
-@lru_cache(maxsize=64)
-def _second_order(
-    network: Network, loss: str, precision: str, device_type: str, wanted: tuple[int, ...], compiled: bool
-) -> Callable[..., tuple[Any, ...]]:
-    """``(parameters, images, labels, buffers, direction) -> derivatives of <grad_parameters loss, direction>`` in the arguments `wanted`."""
-    gradient = torch.func.grad(_summed_loss(network, loss, precision, device_type))
-
-    def along(parameters: Tensors, images: Tensor, labels: Tensor, buffers: Tensors, direction: Tensors) -> Tensor:
-        followed = gradient(parameters, images, labels, buffers)
-        return torch.stack([(followed[name] * vector).sum() for name, vector in direction.items()]).sum()
-
-    return _program(torch.func.grad(along, argnums=wanted), device_type, compiled)
-
-
-def _program(function: Callable[..., Any], device_type: str, compiled: bool) -> Callable[..., Any]:
-    """The function, compiled once for every shape where that is asked for and possible."""
-    if not compiled or not can_compile(device_type):
-        return function
-    from torch._dynamo import config
-
-    config.recompile_limit = max(64, config.recompile_limit)
-    program = torch.compile(function, dynamic=False)
-
-    def laid_out(*given: Tensor | Tensors) -> Any:
-        # compiled convolutions are fastest on channels-last images and weights, and a layout that changed would be compiled again; it changes no number
-        return program(*({name: _last(tensor) for name, tensor in part.items()} if isinstance(part, dict) else _last(part) for part in given))
-
-    return laid_out
-
-
-def _last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor.contiguous()
+def _batch_loss(network: Network, buffers: Tensors, plan: ExecutionPlan, options: BPTTOptions, usual: int) -> BatchLoss:
+    """The loss of a batch, with all its derivatives in the plan's precision: a window may begin anywhere, so that rounding on the way there is one more draw."""
+    device = torch.device(plan.device).type
+    wanted = ("parameters", *(("images", "labels") if options.learn == "both" else (options.learn,)))
+    first, second = {}, {}
+    for on in {False, plan.strategy == "compiled" and can_compile(device)}:
+        gradient = network_first_order(network, options.loss, plan.precision, device, on)
+        along = network_second_order(network, options.loss, plan.precision, device, wanted, on)
+        first[on] = lambda *given, program=gradient: program(*given, buffers)
+        second[on] = lambda *given, program=along: program(*given, buffers)
+    return BatchLoss(first, second, wanted, chunk=0 if network.has_batch_statistics else plan.chunk, usual=usual)

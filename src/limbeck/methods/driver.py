@@ -105,7 +105,7 @@ def run_method(
             tick(progress.step)
             try:
                 while progress.step < total and (budget_seconds is None or progress.step == 0 or progress.seconds < budget_seconds):
-                    with threads(problem.plan.threads):
+                    with threads(problem.plan.threads * problem.plan.lanes):
                         state, metrics = _step(method, problem, state, progress, reporter)
                     progress.step += 1
                     progress.seconds = before + time.monotonic() - started

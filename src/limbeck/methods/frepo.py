@@ -10,7 +10,6 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from limbeck.data.augment import parse_augment
 from limbeck.methods.driver import Metrics, State, Turn
 from limbeck.methods.problem import Problem
 from limbeck.methods.synthetic import SyntheticOptions, finished, one_hot, owners_of, start_images
@@ -21,8 +20,18 @@ from limbeck.types.distilled import DistilledDataset
 from limbeck.types.labels import Labels
 from limbeck.types.recipe import Recipe
 
-STUDENT = Recipe(optimizer="adam", lr=3e-4, weight_decay=0, batch_size=500, steps=1000, schedule="cosine", warmup_steps=500, loss="mse")
-"""How students are trained on a FRePo set: the published evaluation at 10 images (protocol ``frepo``)."""
+STUDENT = Recipe(
+    optimizer="adam",
+    lr=3e-4,
+    weight_decay=0,
+    batch_size=500,
+    steps=1000,
+    schedule="cosine",
+    warmup_steps=500,
+    loss="mse",
+    augment="dsa:color_crop_cutout_scale_rotate",
+)
+"""The training recommended with a set when the problem's own recipe has another loss: protocol ``frepo`` without mirroring, which no source forbids."""
 
 _LAMB_EPS = 1e-6
 
@@ -39,7 +48,6 @@ class FRePoOptions(SyntheticOptions):
     ridge: float = Field(1e-6, gt=0, description="lambda: ridge in units of the mean diagonal entry of the kernel")
     margin: bool = Field(True, description="reward a gap of up to 1/K between a label row's two largest entries")
     flip: bool = Field(False, description="the mirror images of the prototypes predict too")
-    augment: str = Field("none", description="augmentation of the prototypes, such as dsa:crop_scale; none as published")
     pool: int = Field(10, ge=1, description="networks in the pool")
     pool_lr: float = Field(3e-4, gt=0, description="Adam step size of the networks' online training")
     pool_batch: int = Field(1000, ge=1, description="most prototypes in one online step of a network")
@@ -54,8 +62,9 @@ class FRePo:
 
         ``P = phi(X_t) W``,  ``W = phi(X)' (K + lambda tr(K)/N I)^-1 Y``,  ``K = phi(X) phi(X)'``,
 
-    and images and labels descend ``1/(2B) sum ||P - (T - 1/K)||^2 - mean_i min(top1(Y_i) - top2(Y_i), 1/K)``. Then that network takes one Adam step of the
-    same squared loss on the prototypes; after `reset_after` such steps it is drawn anew. Networks begin with different counts, so that they are of all ages.
+    and images and labels descend ``1/(2B) sum ||P - (T - 1/K)||^2 - mean_i min(top1(Y_i) - top2(Y_i), 1/K)`` (`margin` off: without the second term). Then
+    that network takes one Adam step of the same squared loss on the prototypes; when it has taken `reset_after` of them, a new one takes its place. The
+    first networks are replaced earlier, each at another time, so that the pool holds all ages.
     Rows of Y start as ``(one-hot - 1/K) / sqrt(K/10)`` and are learned freely. The file stores ``Y + 1/K``, labels of kind ``free``: the loss ``mse`` of a
     recipe subtracts 1/K from every label row, learned or one-hot, so a student sees Y.
 
@@ -63,10 +72,10 @@ class FRePo:
     system is formed, solved (Cholesky) and differentiated in float64: O(N^2 F + N^3) with F features. Memory: the activations of N images, and three copies
     of the parameters for every network of the pool.
 
-    Deviations: the network is the problem's (instance norm by default) in distilling and evaluation, where the authors distill with a wider one with batch
-    norm; ReLU networks start from this package's initialization; Adam by default, as LAMB's published rate needs 500,000 steps; a network takes exactly
-    `reset_after` steps (published code: one more). The authors keep the checkpoint that is best on test and evaluate an average of the student's weights:
-    here the last set is the result and students are not averaged.
+    Deviations: the network is the problem's, the same in distilling and evaluation, with PyTorch's initialization, where the authors distill with widths of
+    128, 256, 512 and batch norm and evaluate without norm. Adam by default, as LAMB's published rate needs 500,000 steps. A network takes exactly `reset_after`
+    steps; in published code one more. The authors report the checkpoint that is best on test, and the student's averaged weights; here the last set is the
+    result, and the student's last weights are tested.
     """
 
     Options = FRePoOptions
@@ -79,7 +88,6 @@ class FRePo:
 
     def __init__(self, options: FRePoOptions) -> None:
         self.options = options
-        self._augment = parse_augment(options.augment)
 
     def total_steps(self, problem: Problem) -> int:
         """As asked for."""
@@ -101,7 +109,9 @@ class FRePo:
         """One step of images and labels under one network, then one of that network."""
         i = int(torch.randint(self.options.pool, (), generator=turn.streams.torch("network")))
         member = _below(f"pool.{i}.", state)
-        learned, metrics = self._improve(problem, state, {name: member[name] for name in _names(problem.network)}, turn)
+        network = {name: member[name] for name in _names(problem.network)}
+        gradients, metrics = self.gradients(problem, state, network, turn.streams)
+        learned = self._descend(state, gradients, turn)
         updates, left = state["pool.updates"].clone(), state["pool.left"].clone()
         if left[i] > 0:
             updates[i] += 1
@@ -109,7 +119,7 @@ class FRePo:
             member = self._train(problem, member, learned["images"], learned["labels"], int(updates[i]), turn)
         else:
             updates[i], left[i] = 0, self.options.reset_after
-            member = _fresh(problem, turn.streams)
+            member = _fresh(problem, turn.streams["network"])
         return {**state, **learned, "pool.updates": updates, "pool.left": left, **_within(f"pool.{i}.", member)}, metrics
 
     def finish(self, problem: Problem, state: State) -> DistilledDataset:
@@ -117,31 +127,27 @@ class FRePo:
         precision: Literal["float32", "float16"] = "float16" if problem.rule.precision == "float16" else "float32"
         labels = Labels.encode(state["labels"].cpu(), kind="free", precision=precision, sums_to_one=False)
         recipe = problem.recipe if problem.recipe.loss == "mse" else STUDENT
-        return finished(problem, state["images"], labels=labels, precision=self.options.image_precision, recipe=recipe)
+        options = self.options.model_dump(mode="json")
+        return finished(problem, state["images"], labels=labels, precision=self.options.image_precision, recipe=recipe, options=options)
 
-    def _improve(self, problem: Problem, state: State, network: State, turn: Turn) -> tuple[State, Metrics]:
-        options, plan = self.options, problem.plan
-        chosen = torch.randperm(len(problem.train), generator=turn.streams.torch("real"))[: options.batch]
+    def gradients(self, problem: Problem, state: State, network: State, streams: Streams) -> tuple[State, Metrics]:
+        """Of the loss with respect to ``images`` and ``labels`` under one network, on a batch from the stream ``real``. Metrics: the loss, its squared error,
+        and the fraction of the batch that is predicted rightly."""
+        options, plan, center = self.options, problem.plan, 1 / problem.network.classes
+        chosen = torch.randperm(len(problem.train), generator=streams.torch("real"))[: options.batch]
         real = problem.pixels.to(plan.device)(problem.train.read(chosen).to(plan.device))
-        targets = one_hot(torch.from_numpy(problem.train.labels[chosen.numpy()]), problem).double() - 1 / problem.network.classes
+        targets = one_hot(torch.from_numpy(problem.train.labels[chosen.numpy()]), problem).double() - center
         embed = _embedder(problem)
         with torch.no_grad():
             seen = embed(network, real).double()
         images, labels = (state[name].detach().requires_grad_() for name in ("images", "labels"))
-        shown, rows = self._shown(images, labels, turn)
-        predicted = seen @ ridge_weights(embed(network, shown).double(), rows.double() - 1 / problem.network.classes, options.ridge)
+        shown, rows = (torch.cat([images, images.flip(3)]), labels.repeat(2, 1)) if options.flip else (images, labels)
+        predicted = seen @ ridge_weights(embed(network, shown).double(), rows.double() - center, options.ridge)
         error = 0.5 * (predicted - targets).square().sum(1).mean()
-        loss = error - label_margin(labels).double() if options.margin else error
+        loss = error - label_margin(labels.double()) if options.margin else error
         gradients = dict(zip(("images", "labels"), torch.autograd.grad(loss, (images, labels)), strict=True))
-        accuracy = (predicted.argmax(1) == targets.argmax(1)).double().mean()
-        metrics = dict(zip(("loss", "error", "accuracy"), torch.stack([loss, error, accuracy]).tolist(), strict=True))
-        return self._descend(state, gradients, turn), metrics
-
-    def _shown(self, images: Float[Tensor, "N C H W"], labels: Float[Tensor, "N K"], turn: Turn) -> tuple[Tensor, Tensor]:
-        """Prototypes as they predict: augmented, and with their mirror images, as far as the options ask."""
-        if self._augment is not None:
-            images = self._augment(images, turn.streams.torch("augment"))
-        return (torch.cat([images, images.flip(3)]), torch.cat([labels, labels])) if self.options.flip else (images, labels)
+        right = (predicted.argmax(1) == targets.argmax(1)).double().mean()
+        return gradients, dict(zip(("loss", "error", "accuracy"), torch.stack([loss, error, right]).tolist(), strict=True))
 
     def _descend(self, state: State, gradients: State, turn: Turn) -> State:
         """Images and labels after an Adam or LAMB step, with their memory."""
@@ -149,10 +155,11 @@ class FRePo:
         fall = options.last_rate + (1 - options.last_rate) * 0.5 * (1 + math.cos(math.pi * turn.number / options.steps))
         slots = {name: state[name] for kind in ("images", "labels") for name in (f"{kind}.mean", f"{kind}.square") if name in state}
         lamb = options.optimizer == "lamb"
-        origin = {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
-        directions, slots = adam_step(origin, gradients, slots, lr=1.0, eps=_LAMB_EPS if lamb else 1e-8, number=turn.number + 1)
-        for name, rate in (("images", options.image_lr), ("labels", options.label_lr)):
-            trust = trust_ratio(state[name], directions[name]) if lamb else 1.0
+        # from zero, Adam's parameters after a unit step are its direction
+        zeros = {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
+        directions, slots = adam_step(zeros, gradients, slots, lr=1.0, eps=_LAMB_EPS if lamb else 1e-8, number=turn.number + 1)
+        for name, rate, origin in (("images", options.image_lr, 0.0), ("labels", options.label_lr, 1 / state["labels"].shape[1])):
+            trust = trust_ratio(state[name] - origin, directions[name]) if lamb else 1.0
             slots[name] = state[name] + rate * fall * turn.scale * trust * directions[name]
         return slots
 
@@ -164,11 +171,10 @@ class FRePo:
             chosen = torch.randperm(len(images), generator=turn.streams.torch("online"))[: self.options.pool_batch].to(images.device)
             images, labels = images[chosen], labels[chosen]
         plan, names = problem.plan, problem.network.parameter_names
-        # batch statistics are updated in place, and the state that was given must stay as it is
-        network = {name: member[name].clone() for name in _names(problem.network)}
-        for name in names:
-            network[name].requires_grad_()
         device_type, compiled = torch.device(plan.device).type, plan.strategy == "compiled"
+        # a copy, because batch statistics are updated in place and the state that was given must stay as it is
+        network = {name: member[name].clone() for name in _names(problem.network)}
+        network = {name: tensor.requires_grad_(name in names) for name, tensor in (_laid_out(network) if compiled else network).items()}
         plain, fast = (loss_of_state(problem.network, "mse", 1.0, plan.precision, device_type, compiled=on) for on in (False, compiled))
         gradients: dict[str, Tensor] = {}
         size = _piece(len(images), plan.chunk)
@@ -270,12 +276,12 @@ def _features(network: Network, precision: str, device_type: str, compiled: bool
     config.recompile_limit = max(64, config.recompile_limit)
     program = torch.compile(features, dynamic=False)
 
-    def laid_out(state: State, images: Tensor) -> Tensor:
-        # compiled CPU convolutions are fastest on channels-last weights and images; the layout changes no number
-        state = {name: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor for name, tensor in state.items()}
-        return program(state, images.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+    return lambda state, images: program(_laid_out(state), images.contiguous(memory_format=torch.channels_last))
 
-    return laid_out
+
+def _laid_out(state: State) -> State:
+    """In the memory layout in which compiled CPU convolutions are fastest; it changes no number."""
+    return {name: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor for name, tensor in state.items()}
 
 
 def _piece(count: int, chunk: int) -> int:

@@ -138,7 +138,7 @@ def describe_job(dataset: DistilledDataset, setting: Setting, protocol: Protocol
         "expert": None,
         "plan": plan.model_dump(),
         "provenance": {key: value for key, value in dataset.provenance.items() if key not in ("indices", "optimization")},
-        "machine": f"{plan.threads} threads, {platform.machine()}, torch {torch.__version__}",
+        "machine": f"{plan.threads * plan.lanes} threads, {platform.machine()}, torch {torch.__version__}",
         "versions": {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 

@@ -15,11 +15,13 @@ from limbeck.streams import Streams
 from limbeck.train.examples import Examples, StoredImages
 from limbeck.train.feed import Feed
 from limbeck.train.network import Network, State
-from limbeck.train.plan import threads
+from limbeck.train.plan import lanes, threads
 from limbeck.train.stepper import Stepper
 from limbeck.types.pixels import PixelSpace
 from limbeck.types.plan import ExecutionPlan
 from limbeck.types.recipe import Recipe
+
+_PREDICT_AT_ONCE = 256
 
 
 @dataclass
@@ -114,14 +116,25 @@ def predict(
 ) -> Float[Tensor, "M K"]:
     """Logits of every image of a table, on the CPU, float32, in evaluation mode. Always computed in float32: labels and scores are never rounded by a plan."""
     device = torch.device(plan.device)
-    state = {name: tensor.to(device) for name, tensor in state.items()}
     examples = Examples(table, torch.zeros(len(table), dtype=torch.int64), pixels.to(device))
-    size = batch or (min(256, plan.chunk or 256) if device.type == "cpu" else 2048)
-    logits = []
-    with threads(plan.threads), torch.inference_mode():
+    size = batch or (min(_PREDICT_AT_ONCE, plan.chunk or 256) if device.type == "cpu" else 2048)
+    # a module of its own for each lane: the shared template must not be filled by two at a time
+    modules = [network.loaded(state).to(device) for _ in range(plan.lanes)]
+
+    def forward(module: torch.nn.Module, images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = module(images)
+            return logits.float().cpu()
+
+    logits, waiting = [], []
+    with threads(plan.threads):
         for images, _ in examples.batches(torch.arange(len(table)).split(size), device):
-            logits.append(network.forward(state, images).float().cpu())
+            waiting.append(images)
             tick(len(images))
+            if len(waiting) == plan.lanes:
+                logits += list(lanes(plan.lanes).map(forward, modules, waiting)) if plan.lanes > 1 else [forward(modules[0], images)]
+                waiting = []
+        logits += [forward(modules[0], images) for images in waiting]
     return torch.cat(logits).clone() if logits else torch.zeros(0, network.classes)
 
 

@@ -42,8 +42,8 @@ class Batch:
 
     def pull(self, images: Float[Tensor, "N C H W"], by_shown: Float[Tensor, "B C H W"]) -> Float[Tensor, "N C H W"]:
         """Derivatives in the images from those in what the network was shown."""
-        _, through = torch.func.vjp(self.look, images)
-        by_images: Tensor = through(by_shown)[0]
+        leaf = images.detach().requires_grad_()
+        (by_images,) = torch.autograd.grad(self.look(leaf), leaf, by_shown)
         return by_images
 
     def labels(self, labels: Float[Tensor, "N K"]) -> Float[Tensor, "B K"]:
@@ -86,8 +86,8 @@ class BatchLoss:
         fast = plan.strategy == "compiled" and can_compile(device)
         first = {on: network_first_order(network, loss, "float32", device, on) for on in {False, fast}}
         second = {on: network_second_order(network, loss, plan.precision, device, wanted, on) for on in {False, fast}}
-        bound = ({on: _bind(program, buffers) for on, program in programs.items()} for programs in (first, second))
-        return BatchLoss(*bound, wanted, chunk=0 if network.has_batch_statistics else plan.chunk, usual=usual)
+        chunk = 0 if network.has_batch_statistics else plan.chunk
+        return BatchLoss(_bound(first, buffers), _bound(second, buffers), wanted, chunk=chunk, usual=usual)
 
     def gradient(self, parameters: Tensors, images: Float[Tensor, "B C H W"], labels: Float[Tensor, "B K"]) -> tuple[Float[Tensor, ""], Tensors]:
         """L and its gradient in the parameters."""
@@ -185,8 +185,9 @@ def _program(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]
     return laid_out
 
 
-def _bind(program: Callable[..., Any], buffers: Tensors) -> Callable[..., Any]:
-    return lambda *given: program(*given, buffers)
+def _bound(programs: dict[bool, Callable[..., Any]], buffers: Tensors) -> dict[bool, Callable[..., Any]]:
+    """The programs with their last argument given."""
+    return {on: lambda *given, program=program: program(*given, buffers) for on, program in programs.items()}
 
 
 def _last(tensor: Tensor) -> Tensor:

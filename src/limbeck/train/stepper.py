@@ -1,14 +1,15 @@
 """One optimizer step of one model or of a stack of them: gradients, chunked; the update; and on a GPU the whole of it as one recorded program."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.train.network import Network, State, loss_of_state
+from limbeck.train.network import Network, State, can_compile, loss_of_state
+from limbeck.train.plan import lanes
 from limbeck.train.updates import adam_step, sgd_step
 from limbeck.types.plan import ExecutionPlan
 from limbeck.types.recipe import Recipe
@@ -34,6 +35,9 @@ class Stepper:
         make = partial(loss_of_state, network, recipe.loss, recipe.temperature, plan.precision, device.type)
         # on a CPU a ragged last chunk stays eager: compiling a second program for a few images would not pay
         self._plain, self._fast = make(stacked=self._stacked), make(stacked=self._stacked, compiled=plan.strategy == "compiled")
+        # uncompiled pieces share the template module that a call fills with parameters, so they must not run at the same time
+        self._lanes = plan.lanes if plan.strategy == "compiled" and can_compile(device.type) else 1
+        self._compiled_shapes: set[torch.Size] = set()
         self._advance: Callable[..., None] = self._step
         if device.type == "cuda" and plan.strategy == "compiled":
             self._plain, self._advance = self._fast, Recorded(self._step)
@@ -63,11 +67,15 @@ class Stepper:
     def _step(self, images: Tensor, labels: Tensor, rates: Tensor, number: Tensor) -> None:
         axis = 1 if self._stacked else 0
         batch = images.shape[axis]
-        size, gradients = _pieces(batch, self._plan.chunk), None
+        size, gradients = _pieces(batch, self._plan.chunk, self._lanes), None
         parameters = [self._network[name] for name in self._names]
-        for part, rows in zip(images.split(size, axis), labels.split(size, axis), strict=True):
+
+        def gradient(part: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
             loss = (self._fast if part.shape[axis] == size else self._plain)(self._network, part, rows)
-            new = torch.autograd.grad(loss.sum() / batch, parameters)
+            return torch.autograd.grad(loss.sum() / batch, parameters)
+
+        # in the order of the pieces, whichever is ready first: the same sum every time
+        for new in self._each(images.shape)(gradient, images.split(size, axis), labels.split(size, axis)):
             gradients = new if gradients is None else tuple(torch._foreach_add(gradients, new))
         assert gradients is not None
         with torch.no_grad():
@@ -78,6 +86,13 @@ class Stepper:
                 current[name].copy_(tensor)
             for name, tensor in slots.items():
                 self._slots[name].copy_(tensor)
+
+    def _each(self, shape: torch.Size) -> Callable[..., Iterable[tuple[Tensor, ...]]]:
+        """`map`, over lanes once the programs for this batch shape are compiled."""
+        if self._lanes == 1 or shape not in self._compiled_shapes:
+            self._compiled_shapes.add(shape)
+            return map
+        return lanes(self._lanes).map
 
     def _zeros(self) -> Tensors:
         kinds = ("momentum",) * (self._recipe.momentum > 0) if self._recipe.optimizer == "sgd" else ("mean", "square")
@@ -154,8 +169,11 @@ def _transposed(members: Sequence[Tensors]) -> dict[str, list[Tensor]]:
     return {name: [member[name] for member in members] for name in members[0]}
 
 
-def _pieces(batch: int, chunk: int) -> int:
-    """Size of the equal pieces that a batch is cut into: at most `chunk`, as equal as can be."""
-    if chunk == 0 or batch <= chunk:
+def _pieces(batch: int, chunk: int, lanes: int = 1) -> int:
+    """Size of the equal pieces that a batch is cut into: at most `chunk`, as equal as can be, and as many for every lane."""
+    if chunk == 0:
         return batch
-    return -(-batch // -(-batch // chunk))
+    count = -(-batch // chunk)
+    if count > 1:
+        count = -(-count // lanes) * lanes
+    return -(-batch // min(batch, count))

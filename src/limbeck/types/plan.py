@@ -20,6 +20,7 @@ class ExecutionPlan(BaseModel):
     strategy: Literal["eager", "compiled"] = "eager"
     precision: Literal["float32", "bfloat16"] = "float32"
     models: int = Field(1, ge=1, description="networks that train as one program")
+    lanes: int = Field(1, ge=1, description="chunks of a batch whose gradients are computed at the same time")
     chunk: int = Field(64, ge=0, description="images per forward pass; 0 means the whole batch")
     threads: int = Field(2, ge=1)
     reason: str = Field("", description="why this plan was chosen")
