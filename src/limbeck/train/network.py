@@ -43,7 +43,11 @@ class Network:
     @property
     def module(self) -> nn.Module:
         """The shared template; its own weights mean nothing."""
-        return _template(self)
+        return self.template(0)
+
+    def template(self, lane: int) -> nn.Module:
+        """A template of its own for each lane of a plan: a call fills the module with parameters, so two at a time must not use the same."""
+        return _template(self, lane)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -119,7 +123,7 @@ class _Features(nn.Module):
 
 
 @lru_cache(maxsize=64)
-def _template(network: Network) -> nn.Module:
+def _template(network: Network, lane: int) -> nn.Module:
     return build(network.spec, shape=network.shape, classes=network.classes, generator=torch.Generator().manual_seed(0))
 
 
@@ -149,14 +153,14 @@ LossOfState = Callable[[State, Tensor, Tensor], Tensor]
 
 @lru_cache(maxsize=64)
 def loss_of_state(
-    network: Network, loss: str, temperature: float, precision: str, device_type: str, *, stacked: bool = False, compiled: bool = False
+    network: Network, loss: str, temperature: float, precision: str, device_type: str, *, stacked: bool = False, compiled: bool = False, lane: int = 0
 ) -> LossOfState:
     """``(state, images [B, C, H, W], labels [B, K]) -> summed loss`` in training mode; with bfloat16 the network runs under autocast and the loss in float32.
 
     `stacked` maps it over a leading axis of all three, which gives one loss for each model. `compiled` compiles it, once for each batch shape; without a C++
-    compiler it stays eager, with one warning.
+    compiler it stays eager, with one warning. Functions of different lanes may run at the same time.
     """
-    criterion, narrow, module = make_loss(loss, temperature), precision == "bfloat16", network.module
+    criterion, narrow, module = make_loss(loss, temperature), precision == "bfloat16", network.template(lane)
 
     def summed_loss(state: State, images: Tensor, labels: Tensor) -> Tensor:
         module.train()

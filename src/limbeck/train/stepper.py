@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.train.network import Network, State, can_compile, loss_of_state
+from limbeck.train.network import Network, State, loss_of_state
 from limbeck.train.plan import lanes
 from limbeck.train.updates import adam_step, sgd_step
 from limbeck.types.plan import ExecutionPlan
@@ -32,12 +32,11 @@ class Stepper:
         for name, tensors in _transposed([slots for _, slots in starts]).items():
             self._slots[name].copy_(self._join(tensors))
         self._update = _update_of(recipe)
-        make = partial(loss_of_state, network, recipe.loss, recipe.temperature, plan.precision, device.type)
+        make = partial(loss_of_state, network, recipe.loss, recipe.temperature, plan.precision, device.type, stacked=self._stacked)
         # on a CPU a ragged last chunk stays eager: compiling a second program for a few images would not pay
-        self._plain, self._fast = make(stacked=self._stacked), make(stacked=self._stacked, compiled=plan.strategy == "compiled")
-        # uncompiled pieces share the template module that a call fills with parameters, so they must not run at the same time
-        self._lanes = plan.lanes if plan.strategy == "compiled" and can_compile(device.type) else 1
-        self._compiled_shapes: set[torch.Size] = set()
+        self._plain = [make(lane=lane) for lane in range(plan.lanes)]
+        self._fast = [make(lane=lane, compiled=plan.strategy == "compiled") for lane in range(plan.lanes)]
+        self._shapes: set[torch.Size] = set()
         self._advance: Callable[..., None] = self._step
         if device.type == "cuda" and plan.strategy == "compiled":
             self._plain, self._advance = self._fast, Recorded(self._step)
@@ -67,17 +66,22 @@ class Stepper:
     def _step(self, images: Tensor, labels: Tensor, rates: Tensor, number: Tensor) -> None:
         axis = 1 if self._stacked else 0
         batch = images.shape[axis]
-        size, gradients = _pieces(batch, self._plan.chunk, self._lanes), None
+        size = _pieces(batch, self._plan.chunk, self._plan.lanes)
         parameters = [self._network[name] for name in self._names]
 
-        def gradient(part: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-            loss = (self._fast if part.shape[axis] == size else self._plain)(self._network, part, rows)
-            return torch.autograd.grad(loss.sum() / batch, parameters)
+        pieces = list(zip(images.split(size, axis), labels.split(size, axis), strict=True))
 
-        # in the order of the pieces, whichever is ready first: the same sum every time
-        for new in self._each(images.shape)(gradient, images.split(size, axis), labels.split(size, axis)):
-            gradients = new if gradients is None else tuple(torch._foreach_add(gradients, new))
-        assert gradients is not None
+        def gradient(lane: int) -> list[Tensor]:
+            total: list[Tensor] = []
+            for part, rows in pieces[lane :: self._plan.lanes]:
+                loss = (self._fast if part.shape[axis] == size else self._plain)[lane](self._network, part, rows)
+                new = list(torch.autograd.grad(loss.sum() / batch, parameters))
+                total = list(torch._foreach_add(total, new)) if total else new
+            return total
+
+        gradients: list[Tensor] = []
+        for part in self._each(images.shape)(gradient, range(min(len(pieces), self._plan.lanes))):
+            gradients = list(torch._foreach_add(gradients, part)) if gradients else part
         with torch.no_grad():
             current = {name: self._network[name] for name in self._names}
             update = torch.func.vmap(self._update, in_dims=(0, 0, 0, 0, None)) if self._stacked else self._update
@@ -87,12 +91,12 @@ class Stepper:
             for name, tensor in slots.items():
                 self._slots[name].copy_(tensor)
 
-    def _each(self, shape: torch.Size) -> Callable[..., Iterable[tuple[Tensor, ...]]]:
-        """`map`, over lanes once the programs for this batch shape are compiled."""
-        if self._lanes == 1 or shape not in self._compiled_shapes:
-            self._compiled_shapes.add(shape)
+    def _each(self, shape: torch.Size) -> Callable[[Callable[[int], list[Tensor]], Iterable[int]], Iterable[list[Tensor]]]:
+        """`map`; over lanes at the same time once the programs for this batch shape are compiled."""
+        if self._plan.lanes == 1 or shape not in self._shapes:
+            self._shapes.add(shape)
             return map
-        return lanes(self._lanes).map
+        return lanes(self._plan.lanes).map
 
     def _zeros(self) -> Tensors:
         kinds = ("momentum",) * (self._recipe.momentum > 0) if self._recipe.optimizer == "sgd" else ("mean", "square")
