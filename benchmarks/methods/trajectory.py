@@ -6,8 +6,8 @@ The plain step is written in the manner of the published code: one nn.Module who
 with ``create_graph=True``, then one backward pass through all of them. Limbeck's is `recomputed`, the exact gradient that keeps one step's graph, under the plan
 of a long job. The two alternate in one process at 10 images per class and N = 10, compiling timed apart; the plain step runs with the C library's usual
 allocator settings (`ratio`) and once with limbeck's (`ratio_same_allocator`). `agreement` compares the two image gradients: limbeck's second-order pass may be
-in bfloat16. Memory is what one eager step adds to the peak of a fresh process, at 1 image per class. Images are random; the target is the network after a few
-steps on other random images.
+in bfloat16. Memory is the peak of a fresh process that takes one eager step, at 1 image per class. Images are random; the target is the network after a few steps on
+other random images.
 """
 
 import argparse
@@ -85,15 +85,12 @@ def timed(work: Callable[[], Matched]) -> tuple[float, Matched]:
 
 
 def peak(kind: str, steps: int, width: int, cores: int) -> int:
-    """Megabytes that one eager step adds to the peak of this process, after a step of N = 1."""
+    """The most memory (MB) that this process has held after one eager step."""
     torch.set_num_threads(cores)
     network = Network(parse_model(f"convnet-w{width}"), (1, 28, 28), CLASSES)
     plan = ExecutionPlan(chunk=32, threads=cores)
-    own_step(network, plan, *segment(network, 1, 1), kind)
-    long = segment(network, 1, steps)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    own_step(network, plan, *long, kind)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    own_step(network, plan, *segment(network, 1, steps), kind)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def measure(width: int, ipc: int, rounds: int, cores: int) -> dict[str, Any]:

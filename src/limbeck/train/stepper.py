@@ -33,10 +33,12 @@ class Stepper:
             self._slots[name].copy_(self._join(tensors))
         self._update = _update_of(recipe)
         make = partial(loss_of_state, network, recipe.loss, recipe.temperature, plan.precision, device.type, stacked=self._stacked)
-        # on a CPU a ragged last chunk stays eager: compiling a second program for a few images would not pay
+        # a shorter last piece that cannot be filled up stays eager: compiling a second program for a few images would not pay
         self._plain = [make(lane=lane) for lane in range(plan.lanes)]
         self._fast = [make(lane=lane, compiled=plan.strategy == "compiled") for lane in range(plan.lanes)]
         self._shapes: set[torch.Size] = set()
+        # a shorter last piece is filled up where a row of zero labels has no loss, so that it needs no program of its own
+        self._pads = plan.strategy == "compiled" and recipe.loss != "mse" and not network.has_batch_statistics
         self._advance: Callable[..., None] = self._step
         if device.type == "cuda" and plan.strategy == "compiled":
             self._plain, self._advance = self._fast, Recorded(self._step)
@@ -74,7 +76,10 @@ class Stepper:
         def gradient(lane: int) -> list[Tensor]:
             total: list[Tensor] = []
             for part, rows in pieces[lane :: self._plan.lanes]:
-                loss = (self._fast if part.shape[axis] == size else self._plain)[lane](self._network, part, rows)
+                whole = self._pads and part.shape[axis] < size
+                loss = (self._fast if whole or part.shape[axis] == size else self._plain)[lane](
+                    self._network, *((_padded(part, size, axis), _padded(rows, size, axis)) if whole else (part, rows))
+                )
                 new = list(torch.autograd.grad(loss.sum() / batch, parameters))
                 total = list(torch._foreach_add(total, new)) if total else new
             return total
@@ -171,6 +176,11 @@ def _update_of(recipe: Recipe) -> Update:
 
 def _transposed(members: Sequence[Tensors]) -> dict[str, list[Tensor]]:
     return {name: [member[name] for member in members] for name in members[0]}
+
+
+def _padded(tensor: Tensor, size: int, axis: int) -> Tensor:
+    """Filled up with zeros to `size` along `axis`."""
+    return torch.cat([tensor, tensor.new_zeros(*tensor.shape[:axis], size - tensor.shape[axis], *tensor.shape[axis + 1 :])], axis)
 
 
 def _pieces(batch: int, chunk: int, lanes: int = 1) -> int:
