@@ -184,7 +184,7 @@ def test_pieces_are_equal_and_as_many_for_every_lane(batch: int, chunk: int, lan
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "kl", "mse"])
 def test_a_piece_that_is_filled_up_adds_nothing(loss: str) -> None:
-    net, recipe = network("convnet-d1-w8"), SGD.with_(loss=loss, steps=2)
+    net, recipe = network("mlp:width=8,depth=1"), SGD.with_(loss=loss, steps=2)
     plan = ExecutionPlan(chunk=6, threads=1, strategy="compiled")  # 16 images: pieces of 6, 6 and 4
     compiled, whole = (fit_many(net, jobs(net, 1), recipe, changed)[0] for changed in (plan, PLAN))
     assert near(compiled, whole)
