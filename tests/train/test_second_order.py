@@ -90,3 +90,16 @@ def test_a_batch_is_looked_at_again_in_the_same_way() -> None:
     # these augmentations are linear in the pixels
     assert float((pulled * step).sum()) == pytest.approx(float((by_shown * batch.look(step)).sum()), rel=1e-10)
     assert not pulled[[0, 1, 4, 6]].any()
+
+
+def test_a_compiled_plan_gives_the_same_derivatives() -> None:
+    model = "mlp:width=4,depth=1"
+    parameters, direction, buffers = setting(model)
+    single = [{name: tensor.float() for name, tensor in part.items()} for part in (parameters, direction)]
+    found = {}
+    for strategy in ("eager", "compiled"):
+        plan = PLAN.model_copy(update={"chunk": 3, "strategy": strategy})
+        loss = BatchLoss.of_network(network(model), buffers, plan, "parameters", "images", usual=6)
+        pulled = loss.along(single[0], IMAGES.float(), LABELS.float(), single[1])  # pieces of 3, 3 and 1: the last is not compiled
+        found[strategy] = loss.gradient(single[0], IMAGES.float(), LABELS.float())[1], pulled.parameters, pulled.images
+    torch.testing.assert_close(found["compiled"], found["eager"], rtol=1e-4, atol=1e-6)

@@ -24,7 +24,8 @@ def tempered_kl(temperature: float) -> Loss:
 
     def loss(logits: Float[Tensor, "B K"], labels: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
         # a class whose entry is zero (cut off by top-k, or rounded away) has no weight at any temperature
-        target = F.log_softmax(labels.log() / temperature, dim=1)
+        # (a row of zeros has no loss; without the ones its softmax would not be finite)
+        target = F.log_softmax(torch.where(labels.sum(dim=1, keepdim=True) > 0, labels, 1).log() / temperature, dim=1)
         gap = target.masked_fill(labels == 0, 0) - F.log_softmax(logits / temperature, dim=1)
         return torch.where(labels > 0, target.exp() * gap, 0).sum()
 
