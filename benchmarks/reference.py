@@ -5,6 +5,8 @@ every batch; SGD with momentum and weight decay; scored once, after the last epo
 arXiv 2102.08259). Nothing of limbeck is used.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -70,18 +72,37 @@ def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
     return F.grid_sample(images, F.affine_grid(theta, list(images.shape), align_corners=False), align_corners=False)
 
 
-def train(images: Tensor, labels: Tensor, *, steps: int, batch_size: int, augmented: bool, rng: np.random.Generator, width: int = 128) -> nn.Module:
-    """One network from its own initialization; images [N, C, H, W] in network space and label rows [N, K] on the device."""
+def train(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    augmented: bool,
+    rng: np.random.Generator,
+    width: int = 128,
+    start: list[Tensor] | None = None,
+    view: Callable[[int], tuple[Tensor, Tensor]] | None = None,
+) -> nn.Module:
+    """One network from its own initialization; images [N, C, H, W] in network space and label rows [N, K] on the device.
+
+    `start` gives the initial parameters in order instead, and `view` the batch of a step, where two programs are to be compared student by student.
+    """
     net = PlainConvNet(images.shape[1], labels.shape[1], width).to(images.device).train()
+    if start is not None:
+        for parameter, value in zip(net.parameters(), start, strict=True):
+            parameter.data.copy_(value)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     criterion = nn.CrossEntropyLoss()
     taken = 0
     while taken < steps:
         for batch in torch.randperm(len(images)).split(batch_size):
-            chosen = images[batch.to(images.device)]
-            if augmented:
+            chosen, targets = images[batch.to(images.device)], labels[batch.to(images.device)]
+            if view is not None:
+                chosen, targets = view(taken)
+            elif augmented:
                 chosen = augment(chosen, rng)
-            loss = criterion(net(chosen), labels[batch.to(images.device)])
+            loss = criterion(net(chosen), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

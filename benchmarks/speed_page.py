@@ -60,8 +60,10 @@ def main() -> None:
         means = {side: 100 * sum(found[side]) / len(found[side]) for side in ("limbeck", "reference")}
         verdict = "equivalent" if found["equivalent"] else "not shown to be equivalent"
         parts.append(
-            f"## The same students\n\n{len(found['limbeck'])} independent students of each, {found['steps']} steps with augmentation on 100 real Fashion-MNIST images "
-            f"(`python -m benchmarks.equivalence`): limbeck {means['limbeck']:.2f} %, reference {means['reference']:.2f} %; difference {100 * found['difference']:+.2f} points, "
+            f"## The same students\n\n{len(found['limbeck'])} pairs of students with equal initialization and batches, {found['steps']} steps on 100 real "
+            f"Fashion-MNIST images with augmentation "
+            f"(`python -m benchmarks.equivalence`): limbeck {means['limbeck']:.2f} %, reference {means['reference']:.2f} %; "
+            f"difference {100 * found['difference']:+.2f} points, "
             f"90 % interval [{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]: {verdict} within {100 * found['margin']:g} points.\n"
         )
     path = RECORDS / "streaming.json"
