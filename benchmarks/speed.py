@@ -1,7 +1,7 @@
 """Speed of training and scoring against the plain reference, on any device: cases, alternating rounds, ratios, memory, distance to the machine's limit.
 
 Both sides run in one process and take turns. On a CPU the reference runs with the C library's usual allocator settings, which limbeck changes for itself.
-A job's time counts compiling: ``warm-up + students x (steps x step time + scoring)``, from step times measured over a few steps; only such a sum is scaled.
+A job's time counts compiling: ``warm-up + students x steps x step time``, from step times measured over a few steps; only such a sum is scaled.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ from limbeck.types.plan import ExecutionPlan
 from limbeck.types.recipe import Recipe
 
 SHAPES = {"28x28x1": (1, 28, 28), "32x32x3": (3, 32, 32)}
-DSA_EPOCHS, TEST_IMAGES = 1000, 10_000
+DSA_EPOCHS = 1000
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ import pytest
 import torch
 from tests.small import PLAN, Oracle, gaussians, network, problem
 
+from limbeck.cache import Cache
+from limbeck.data.tables import ArrayTable
+from limbeck.experts.trajectory import Trajectory, train_expert
 from limbeck.labels.rules import LabelRule
 from limbeck.methods import METHODS
 from limbeck.methods.driver import Method, State, Turn, run_method
@@ -20,6 +23,8 @@ from limbeck.streams import Streams
 from limbeck.train.examples import Examples
 from limbeck.train.students import score, train_student
 from limbeck.types.distilled import DistilledDataset
+from limbeck.types.pixels import PixelSpace
+from limbeck.types.recipe import Recipe
 
 TRAIN = gaussians((30, 30))
 RULES = {"hard": LabelRule(kind="hard"), "soft": LabelRule(), "top-1 uint8": LabelRule(top_k=1, precision="uint8", renormalize=False)}
@@ -38,7 +43,15 @@ def walk(steps: Iterable[int], given: Problem, state: State, *, on: Method) -> S
 
 def task(seed: int = 0, rule: str = "soft", counts: tuple[int, ...] = (3, 3), train=TRAIN) -> Problem:  # type: ignore[no-untyped-def]
     logits = 3 * torch.nn.functional.one_hot(torch.from_numpy(train.labels.copy()), len(counts)).float()
-    return problem(train, counts, rule=RULES[rule], expert=Oracle(train, logits), streams=Streams(seed)["method"])
+    given = {"rule": RULES[rule], "expert": Oracle(train, logits), "streams": Streams(seed)["method"], "trajectories": trajectories(train)}
+    return problem(train, counts, **given)
+
+
+def trajectories(train: ArrayTable) -> tuple[Trajectory, ...]:
+    """Two experts of six epochs; the cache of this test run keeps them."""
+    recipe = Recipe(lr=0.1, momentum=0, weight_decay=0, batch_size=6, epochs=6)
+    given = network(classes=len(train.classes)), recipe, train, gaussians(20, seed=99, classes=len(train.classes)), PixelSpace()
+    return tuple(train_expert(*given, seed=0, index=index, plan=PLAN, cache=Cache()) for index in range(2))
 
 
 def test_it_is_a_method_with_options_that_refuse_unknown_keys(name: str) -> None:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tests.small import network
@@ -35,21 +37,24 @@ def test_devices_that_are_not_there_are_answered(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(OptionError, match="^unknown device 'gpu'; use auto, cpu, cuda or cuda:N$"):
         plan_for(LARGE, 1, device="gpu")
+    with pytest.raises(OptionError, match="^unknown device 'mps'; use auto, cpu, cuda or cuda:N$"):
+        plan_for(LARGE, 1, device="mps")
     with pytest.raises(OptionError, match="^device 'cuda' was asked for, but this machine has no usable GPU; use --device cpu$"):
         plan_for(LARGE, 1, device="cuda:1")
     assert plan_for(LARGE, 1).device == "cpu"
 
 
 @pytest.mark.parametrize(
-    ("free_gigabytes", "models", "chunk"),
-    [(100, 32, 0), (4.0, 3, 0), (1.2, 1, 0), (0.5, 1, 119)],
+    ("gigabytes", "models", "chunk"),
+    [(80, 32, 0), (3.0, 3, 0), (1.0, 1, 0), (0.4, 1, 116)],
 )
 def test_a_gpu_takes_as_many_models_as_its_memory_holds_and_cuts_batches_that_do_not_fit(
-    monkeypatch: pytest.MonkeyPatch, free_gigabytes: float, models: int, chunk: int
+    monkeypatch: pytest.MonkeyPatch, gigabytes: float, models: int, chunk: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free_gigabytes * 1e9), 10**12))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=int(2 * gigabytes * 1e9)))
+    monkeypatch.setattr("limbeck.train.plan.can_compile", lambda device: True)
     plan = plan_for(LARGE, 10**9)
     assert (plan.device, plan.strategy, plan.precision) == ("cuda", "compiled", "bfloat16")
     assert (plan.models, plan.chunk) == (models, chunk)
@@ -61,6 +66,14 @@ def test_a_gpu_takes_as_many_models_as_its_memory_holds_and_cuts_batches_that_do
 def test_small_networks_train_in_stacks() -> None:
     assert plan_for(network("softmax"), 10, device="cpu").models == 16
     assert plan_for(LARGE, 10, device="cpu").models == 1
+
+
+def test_compiled_batches_are_shared_by_lanes_of_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.train.plan.compiler", lambda: "g++")
+    plan = plan_for(LARGE, 10**7, batch=10, device="cpu", threads=2)
+    assert (plan.lanes, plan.threads, plan.chunk) == (2, 1, 5)
+    whole = plan_for(network("convnet:norm=batch", classes=10, shape=(3, 32, 32)), 10**7, device="cpu", threads=2)
+    assert (whole.lanes, whole.threads, whole.chunk) == (1, 2, 0)
 
 
 def test_threads_are_given_back_even_after_a_failure() -> None:

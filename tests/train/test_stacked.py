@@ -143,10 +143,9 @@ def test_a_recorded_step_is_recorded_once_for_each_shape_and_replayed(monkeypatc
         def replay(self) -> None:
             total.add_(self.inputs[0].sum())
 
-    def record(self: Recorded, inputs: tuple[torch.Tensor, ...]) -> Any:
-        places = tuple(tensor.clone() for tensor in inputs)
-        recordings.append(inputs[0].shape)
-        return Graph(places), places
+    def record(self: Recorded, places: tuple[torch.Tensor, ...]) -> Any:
+        recordings.append(places[0].shape)
+        return Graph(places)
 
     monkeypatch.setattr(Recorded, "_record", record)
     monkeypatch.setattr(Recorded, "_warm", lambda self, inputs: total.add_(inputs[0].sum()))
@@ -192,3 +191,23 @@ def test_a_piece_that_is_filled_up_adds_nothing(loss: str) -> None:
     with as_shipped():  # the shape checks themselves do not survive compiling
         compiled = fit_many(net, jobs(net, 1), recipe, plan)[0]
     assert near(compiled, fit_many(net, jobs(net, 1), recipe, PLAN)[0])
+
+
+def test_layers_that_draw_random_numbers_train_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network("mlp:width=8,depth=1")
+    assert net.can_stack
+    monkeypatch.setattr(Network, "template", lambda self, lane: torch.nn.Sequential(torch.nn.Dropout(0.5)))
+    assert not net.can_stack
+
+
+def test_a_rebuilt_adam_starts_its_bias_correction_again() -> None:
+    net = network()
+    quirky = SGD.with_(optimizer="adam", lr=0.01, epochs=None, steps=4, schedule="step", decay_at=(0.5,), decay=1.0, restart_momentum_at_decay=True)
+    job = jobs(net, 1)[0]
+    restarted = fit_many(net, [job], quirky, PLAN)[0]
+    half = fit_many(net, [job], quirky.with_(steps=2, schedule="constant", restart_momentum_at_decay=False), PLAN)[0]
+    before = {name: half.network[name] for name in net.parameter_names}
+    with_memory = fit_many(net, [job], quirky.with_(restart_momentum_at_decay=False), PLAN)[0]
+    moved = max(float((restarted.network[name] - before[name]).abs().max()) for name in before)
+    assert moved <= 2 * 0.05 * 1.01  # two steps of Adam from rest move no parameter by more than its rate each
+    assert not near(restarted, with_memory)

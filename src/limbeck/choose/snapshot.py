@@ -137,7 +137,8 @@ def _judge(
         paths = [cache.path("trials", cache.key("trials", task), ".json") for task in tasks]
         known = [accuracy for accuracy in map(_read_accuracy, paths) if accuracy is not None]
         if len(known) < len(members):
-            students = [Student(Examples.of_distilled(member.dataset), member.streams, member.lr) for member in members]
+            examples = {id(member.dataset): Examples.of_distilled(member.dataset) for member in members}
+            students = [Student(examples[id(member.dataset)], member.streams, member.lr) for member in members]
             trained = train_students(network, students, recipe, plan)
             known = [score(network, state, judges, student.examples, plan).accuracy for student, state in zip(students, trained, strict=True)]
             for path, task, accuracy in zip(paths, tasks, known, strict=True):

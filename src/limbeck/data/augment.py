@@ -10,7 +10,7 @@ Images are in the network's space: pixels that come from outside the image are z
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -375,6 +375,15 @@ def dsa_strategy_for(source: str) -> str:
     if source in ("mnist", "svhn", "digits") or source.startswith("composed:"):
         return DSA_STRATEGY.replace("_flip", "")
     return DSA_STRATEGY
+
+
+def suited_to(text: str, source: str) -> str:
+    """An augmentation's text without ``flip`` in a DSA strategy where mirroring changes the classes of `source` (as `dsa_strategy_for`)."""
+    kind = source if source.startswith("composed:") else source.partition(":")[0]
+    augment = parse_augment(text)
+    if not isinstance(augment, DSA) or "flip" not in augment.operations or "flip" in dsa_strategy_for(kind):
+        return text
+    return str(replace(augment, strategy="_".join(operation for operation in augment.operations if operation != "flip")))
 
 
 def jitter_color(images: Float[Tensor, "B C H W"], params: Float[Tensor, "P 3"]) -> Float[Tensor, "B C H W"]:

@@ -140,7 +140,8 @@ def _students(
     known = [result for result in map(_read_score, paths) if result is not None]
     if len(known) == len(members):
         return known
-    given = [Student(Examples.of_distilled(dataset), streams) for dataset, streams in members]
+    examples = {id(dataset): Examples.of_distilled(dataset) for dataset, _ in members}  # one for students of one set, which then share its images
+    given = [Student(examples[id(dataset)], streams) for dataset, streams in members]
     results = []
     for task, path, student, state in zip(tasks, paths, given, train_students(network, given, recipe, plan), strict=True):
         result = score(network, state, table, student.examples, plan)

@@ -49,7 +49,7 @@ class TrajectoryMatchingOptions(SyntheticOptions):
     step_size: float = Field(0.01, gt=0, description="step size of the inner training at the start; it is learned and stored with the set")
     step_size_lr: float = Field(1e-5, ge=0, description="step size of that step size, in the published unit; 0 keeps it fixed")
     image_lr: float = Field(100.0, gt=0, description="step size of the pixels, in network space")
-    label_lr: float = Field(2.0, gt=0, description="step size of learned labels")
+    label_lr: float = Field(10.0, gt=0, description="step size of learned labels")
     momentum: float = Field(0.5, ge=0, lt=1, description="momentum of pixels, labels and inner step size")
     learn: Literal["images", "labels", "both"] = Field("images", description="what is learned, beside the inner step size")
     label_form: Literal["simplex", "free"] = Field("simplex", description="learned label rows: distributions (a softmax), or free and non-negative")
@@ -189,9 +189,10 @@ class TrajectoryMatching:
         rate = options.step_size_lr / options.step_size**2 * turn.scale
         log = state["step_size.log"] - (rate * velocity).clamp(-_MOST_CHANGE, _MOST_CHANGE)
         new = dict(state) | {"step_size": log.exp() * turn.scale, "step_size.log": log, "step_size.momentum": velocity}
-        for name, gradient, rate in (("images", found.matched.images, options.image_lr), ("labels", found.matched.labels, options.label_lr)):
+        learned = {"images": (found.matched.images, options.image_lr), "labels": (found.matched.labels, options.label_lr)}
+        for name, (gradient, lr) in learned.items():
             if gradient is not None:
-                moved, slots = sgd_step({name: state[name]}, {name: gradient}, state, lr=rate * turn.scale, momentum=options.momentum)
+                moved, slots = sgd_step({name: state[name]}, {name: gradient}, state, lr=lr * turn.scale, momentum=options.momentum)
                 new |= {**moved, **slots}
         if options.learn != "images" and options.label_form == "free":
             new["labels"] = new["labels"].clamp_min(0)

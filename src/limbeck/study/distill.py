@@ -19,10 +19,10 @@ from pydantic import BaseModel
 from limbeck import __version__, store
 from limbeck.cache import Cache
 from limbeck.choose.snapshot import best_learning_rate
-from limbeck.data.augment import DSA, dsa_strategy_for, parse_augment
+from limbeck.data.augment import suited_to
 from limbeck.errors import OptionError
 from limbeck.evaluate.evaluate import evaluate
-from limbeck.evaluate.protocols import DSA_ALL, Protocol, get_protocol
+from limbeck.evaluate.protocols import Protocol, get_protocol
 from limbeck.experts.expert import Labeler
 from limbeck.labels.rules import LabelRule
 from limbeck.methods import SELECTORS
@@ -201,11 +201,7 @@ def random_baselines(
 def protocol_for(name: str, source: str) -> Protocol:
     """The named protocol with the augmentation that suits the source: digits must not be mirrored."""
     protocol = get_protocol(name)
-    if not protocol.recipe.augment.startswith(DSA_ALL):
-        return protocol
-    kind = source if source.startswith("composed:") else source.partition(":")[0]
-    augment = protocol.recipe.augment.replace(DSA_ALL, f"dsa:{dsa_strategy_for(kind)}", 1)
-    return protocol.model_copy(update={"recipe": protocol.recipe.with_(augment=augment)})
+    return protocol.model_copy(update={"recipe": protocol.recipe.with_(augment=suited_to(protocol.recipe.augment, source))})
 
 
 def _check_names(options: DistillOptions) -> None:
@@ -224,14 +220,10 @@ def _check_names(options: DistillOptions) -> None:
 def method_of(options: DistillOptions, source: str) -> Method:
     """The method of a job, with the augmentation that suits the source: digits must not be mirrored."""
     method = parse_method(options.method, selector=options.selector, steps=options.steps)
-    kind = source if source.startswith("composed:") else source.partition(":")[0]
-    text = getattr(method.options, "augment", None)
-    augment = parse_augment(text) if isinstance(text, str) else None
-    if not isinstance(augment, DSA) or "flip" not in augment.operations or "flip" in dsa_strategy_for(kind):
+    augment = getattr(method.options, "augment", None)
+    if not isinstance(augment, str) or (changed := suited_to(augment, source)) == augment:
         return method
-    strategy = "_".join(operation for operation in augment.operations if operation != "flip")
-    suited = method.options.model_copy(update={"augment": str(replace(augment, strategy=strategy))})
-    made: Method = type(method)(suited)  # type: ignore[call-arg]
+    made: Method = type(method)(method.options.model_copy(update={"augment": changed}))  # type: ignore[call-arg]
     return made
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from limbeck.cache import Cache
 from limbeck.choose.snapshot import Choice, successive_halving, trials_as_dicts
+from limbeck.data.augment import suited_to
 from limbeck.evaluate.evaluate import evaluate_labeler
 from limbeck.experts.checkpoint import load_expert
 from limbeck.experts.expert import Expert, Labeler, labeler_of
@@ -69,7 +70,12 @@ def prepare_experts(
     network = setting.network(options.expert_model or options.model)
     if options.expert_file is not None:
         return Experts((load_expert(options.expert_file, network, setting.pixels),), chosen_by="given file")
-    recipe = (recipe or EXPERT_RECIPE).with_(epochs=options.expert_epochs, **({"lr": options.expert_lr} if options.expert_lr is not None else {}))
+    recipe = recipe or EXPERT_RECIPE
+    recipe = recipe.with_(
+        augment=suited_to(recipe.augment, setting.spec),
+        epochs=options.expert_epochs,
+        **({"lr": options.expert_lr} if options.expert_lr is not None else {}),
+    )
     images = recipe.total_steps(len(problem.train)) * recipe.batch_size
     plan = plan_for(network, images, batch=recipe.batch_size, device=options.device, threads=options.threads)
     trajectories = tuple(

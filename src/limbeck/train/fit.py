@@ -13,15 +13,13 @@ from limbeck.data.tables import ImageTable
 from limbeck.progress import Tick
 from limbeck.streams import Streams
 from limbeck.train.examples import Examples, StoredImages
-from limbeck.train.feed import Feed
+from limbeck.train.feed import Feed, sent
 from limbeck.train.network import Network, State
-from limbeck.train.plan import lanes, threads
+from limbeck.train.plan import lanes, on_device, prediction_size, threads
 from limbeck.train.stepper import Stepper
 from limbeck.types.pixels import PixelSpace
 from limbeck.types.plan import ExecutionPlan
 from limbeck.types.recipe import Recipe
-
-_PREDICT_AT_ONCE = 256
 
 
 @dataclass
@@ -97,7 +95,7 @@ def fit_many(
     floating-point sums are taken: see ``docs/numerics.md``. `observe` is told the job's index.
     """
     done: dict[int, TrainingState] = {}
-    with threads(plan.threads):
+    with threads(plan.threads), on_device(plan.device):
         for group in _groups(jobs, plan):
             states = _train([jobs[index] for index in group], network, recipe, plan, observe_at, lambda i, live, g=group: observe(g[i], live), tick)  # type: ignore[misc]
             done.update(zip(group, states, strict=True))
@@ -117,17 +115,18 @@ def predict(
     """Logits of every image of a table, on the CPU, float32, in evaluation mode. Always computed in float32: labels and scores are never rounded by a plan."""
     device = torch.device(plan.device)
     examples = Examples(table, torch.zeros(len(table), dtype=torch.int64), pixels.to(device))
-    size = batch or (min(_PREDICT_AT_ONCE, plan.chunk or 256) if device.type == "cpu" else 2048)
+    size = batch or prediction_size(network, plan.device)
     # a module of its own for each lane: the shared template must not be filled by two at a time
     modules = [network.loaded(state).to(device) for _ in range(plan.lanes)]
 
     def forward(module: torch.nn.Module, images: Tensor) -> Tensor:
-        with torch.inference_mode():
+        # a GPU would otherwise round the inputs of convolutions to 10 bits
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             logits: Tensor = module(images)
             return logits.float().cpu()
 
     logits, waiting = [], []
-    with threads(plan.threads):
+    with threads(plan.threads), on_device(plan.device):
         for images, _ in examples.batches(torch.arange(len(table)).split(size), device):
             waiting.append(images)
             tick(len(images))
@@ -142,9 +141,10 @@ def _groups(jobs: Sequence[Job], plan: ExecutionPlan) -> list[list[int]]:
     """Indices of the jobs that train together: alone, or in stacks of those that can share every batch shape."""
     if plan.models == 1:
         return [[index] for index in range(len(jobs))]
-    alike: dict[tuple[int, int, bool], list[int]] = {}
+    alike: dict[tuple[int, int, bool, bool], list[int]] = {}
     for index, job in enumerate(jobs):
-        alike.setdefault((job.start.step, len(job.examples), job.examples.views is not None), []).append(index)
+        start = job.start
+        alike.setdefault((start.step, len(job.examples), job.examples.views is not None, bool(start.optimizer)), []).append(index)
     return [group[start : start + plan.models] for group in alike.values() for start in range(0, len(group), plan.models)]
 
 
@@ -165,7 +165,9 @@ def _train(
     stepper = Stepper(network, recipe, plan, [(job.start.network, job.start.optimizer) for job in jobs])
     factors = [_rate_factor(recipe, step, total, decays) for step in range(start, total)]
     rates = torch.outer(torch.tensor(factors), torch.tensor([recipe.lr if job.lr is None else job.lr for job in jobs])).to(device)
-    numbers = torch.arange(start + 1, total + 1, dtype=torch.float64).to(device)
+    restarts = [0, *decays] if recipe.restart_momentum_at_decay and recipe.schedule == "step" else [0]
+    # steps since the optimizer was last made, for Adam's bias correction
+    numbers = torch.tensor([step + 1 - max(at for at in restarts if at <= step) for step in range(start, total)], dtype=torch.float64).to(device)
 
     def states(step: int) -> list[TrainingState]:
         return [TrainingState(step, *parts) for parts in stepper.states()]
@@ -183,14 +185,15 @@ def _train(
         if augment is not None and apply is not None:
             batch = images.shape[1]
             drawn = augment.merge([augment.draw(batch, network.shape, job.streams.torch("augment", step)) for job in jobs], batch)
-            drawn = {name: tensor.to(device, non_blocking=True) for name, tensor in drawn.items()}
+            drawn = {name: sent(tensor, device) for name, tensor in drawn.items()}
             labels = augment.mix_labels(labels.flatten(0, 1), drawn).view_as(labels)
             images = apply(images.flatten(0, 1), drawn).view_as(images)
-        if recipe.restart_momentum_at_decay and recipe.schedule == "step" and step in decays:
+        if step in restarts[1:]:
             stepper.forget()
         stepper(images, labels, rates[step - start], numbers[step - start])
         tick(len(jobs))
         snapshot(step + 1)
+    stepper.close()
     return states(max(start, total))
 
 

@@ -101,6 +101,12 @@ class Network:
         module.load_state_dict(dict(state))
         return module.eval()
 
+    @property
+    def can_stack(self) -> bool:
+        """Whether several can train as one program: not where a layer draws random numbers of its own, nor a user's or another library's module, which may."""
+        drops = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in self.module.modules())
+        return not drops and not self.spec.is_factory and not self.spec.name.startswith("timm")
+
     def activation_values(self) -> int:
         """Numbers that the layers put out in one forward pass of one image: what a backward pass keeps, up to a small factor."""
         return _activation_values(self)
@@ -140,7 +146,7 @@ def _flops(network: Network) -> int:
 def _activation_values(network: Network) -> int:
     counts: list[int] = []
     leaves = [module for module in network.module.modules() if not list(module.children())]
-    hooks = [leaf.register_forward_hook(lambda module, given, out: counts.append(out.numel())) for leaf in leaves]
+    hooks = [leaf.register_forward_hook(lambda module, given, out: counts.append(out.numel() if isinstance(out, Tensor) else 0)) for leaf in leaves]
     with torch.no_grad():
         network.module.eval()(torch.zeros(1, *network.shape))
     for hook in hooks:
@@ -173,24 +179,18 @@ def loss_of_state(
         return mapped
     from torch._dynamo import config
 
-    config.recompile_limit = max(64, config.recompile_limit)
+    config.recompile_limit = max(1024, config.recompile_limit)  # of one function's code, which all networks, shapes and lanes share
+    config.accumulated_recompile_limit = max(4096, config.accumulated_recompile_limit)
     program = torch.compile(mapped, dynamic=False)
     if stacked:
         return program
     return lambda state, images, labels: program(state, images.contiguous(memory_format=torch.channels_last), labels)
 
 
-def compiled_loss_of_state(network: Network, loss: str, temperature: float, precision: str, device_type: str) -> LossOfState:
-    """`loss_of_state`, compiled."""
-    return loss_of_state(network, loss, temperature, precision, device_type, compiled=True)
-
-
 @cache
 def can_compile(device_type: str) -> bool:
     """Whether torch.compile has what it needs: a C++ compiler on a CPU, Triton on a GPU. Warns once where it has not."""
-    missing = (
-        "C++ compiler" if device_type == "cpu" and compiler() is None else "Triton" if device_type == "cuda" and not find_spec("triton") else None
-    )
+    missing = "Triton" if device_type == "cuda" and not find_spec("triton") else "C++ compiler" if compiler() is None else None
     if missing:
         warnings.warn(f"no {missing} found: training runs uncompiled, with the same results but slower", RuntimeWarning, stacklevel=2)
     return missing is None

@@ -4,13 +4,13 @@ import ctypes
 import platform
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
 import torch
 
 from limbeck.errors import OptionError
-from limbeck.train.network import Network, compiler
+from limbeck.train.network import Network, can_compile, compiler
 from limbeck.types.plan import ExecutionPlan
 
 _CHUNK_OPERATIONS = 3.1e9  # of a forward pass: 32 images of a ConvNet-D3-W128 at 28x28, whose activations then stay in the cache
@@ -36,6 +36,8 @@ def plan_for(network: Network, images: int, *, batch: int = 256, device: str = "
         kind = torch.device(device).type
     except RuntimeError:
         raise OptionError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
+    if kind not in ("cpu", "cuda"):
+        raise OptionError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise OptionError("device 'cuda' was asked for, but this machine has no usable GPU; use --device cpu")
     if kind != "cpu":
@@ -45,7 +47,7 @@ def plan_for(network: Network, images: int, *, batch: int = 256, device: str = "
     cores = threads or (1 if small else torch.get_num_threads())
     chunk = 0 if network.has_batch_statistics else max(16, min(1024, int(_CHUNK_OPERATIONS / max(network.flops(), 1))))
     work = 3 * network.flops() * images
-    if network.flops() * batch < _STACK_BELOW:
+    if network.flops() * batch < _STACK_BELOW and network.can_stack:
         return ExecutionPlan(device=device, models=_MOST_MODELS, chunk=chunk, threads=cores, reason=f"small network: {_MOST_MODELS} at once")
     if work < _COMPILE_PAYS_ABOVE:
         return ExecutionPlan(device=device, chunk=chunk, threads=cores, reason=f"{work:.1e} operations: too short to compile")
@@ -67,12 +69,15 @@ def plan_for(network: Network, images: int, *, batch: int = 256, device: str = "
 
 def _gpu_plan(network: Network, images: int, batch: int, device: str, cores: int) -> ExecutionPlan:
     """Compiled, recorded and stacked where the work pays for compiling; as many models as memory holds; batches cut when even one does not fit."""
-    compiled = 3 * network.flops() * images > _GPU_COMPILE_PAYS_ABOVE
-    narrow = compiled and torch.cuda.is_bf16_supported()
+    compiled = 3 * network.flops() * images > _GPU_COMPILE_PAYS_ABOVE and can_compile("cuda")
+    narrow = compiled and torch.cuda.is_bf16_supported(including_emulation=False)
     # activations are kept for the backward pass, and their gradients and copies come on top
     each = 3 * network.activation_values() * (2 if narrow else 4)
-    fits = max(1, int(0.8 * torch.cuda.mem_get_info(device)[0] / each))
-    models = max(1, min(_MOST_GPU_MODELS, fits // batch))
+    # of all the memory, not of what is free just now: the plan is part of every key, and must be the same tomorrow. Half is left to what is recorded and cached
+    room = 0.5 * torch.cuda.get_device_properties(device).total_memory
+    own = 24 * network.parameter_count  # parameters, gradients, optimizer and their updates
+    fits = max(1, int((room - own) / each))
+    models = max(1, min(_MOST_GPU_MODELS, int(room / (batch * each + own)))) if network.can_stack else 1
     chunk = 0 if fits >= batch or network.has_batch_statistics else fits
     words = f"{models} models at once" + (f" in chunks of {chunk}" if chunk else "") + ("" if compiled else ", too short to compile")
     return ExecutionPlan(
@@ -86,11 +91,23 @@ def _gpu_plan(network: Network, images: int, batch: int, device: str, cores: int
     )
 
 
+def prediction_size(network: Network, device: str) -> int:
+    """Images that pass at once when nothing is kept for a backward pass: as the cache of a CPU holds, or 4 GB of a GPU."""
+    if torch.device(device).type == "cpu":
+        return max(16, min(256, int(_CHUNK_OPERATIONS / max(network.flops(), 1))))
+    return max(1, min(2048, int(1e9 / max(network.activation_values(), 1))))
+
+
 @cache
 def lanes(count: int) -> ThreadPoolExecutor:
     """Threads that each take whole pieces of work, with one arithmetic thread each: they meet once a step instead of once an operation, so a busy or
     interrupted core costs little (measured on two cores: 10 % faster than two threads in every operation when idle, 2.5 times when the machine is shared)."""
     return ThreadPoolExecutor(max_workers=count, thread_name_prefix="lane", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def on_device(device: str) -> AbstractContextManager[object]:
+    """Makes a GPU the current one: streams and graphs belong to it, wherever tensors lie."""
+    return torch.cuda.device(torch.device(device)) if torch.device(device).type == "cuda" else nullcontext()
 
 
 @contextmanager

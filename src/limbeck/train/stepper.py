@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,7 +41,7 @@ class Stepper:
         # a shorter last piece is filled up where a row of zero labels has no loss, so that it needs no program of its own
         self._pads = plan.strategy == "compiled" and recipe.loss != "mse" and not network.has_batch_statistics
         self._advance: Callable[..., None] = self._step
-        if device.type == "cuda" and plan.strategy == "compiled":
+        if device.type == "cuda":
             self._plain, self._advance = self._fast, Recorded(self._step)
 
     def __call__(
@@ -51,6 +52,10 @@ class Stepper:
             self._advance(images, labels, rates, number)
         else:
             self._advance(images[0], labels[0], rates[0], number)
+
+    def close(self) -> None:
+        """Frees what was recorded."""
+        self._advance = self._step
 
     def forget(self) -> None:
         """Empties the optimizer's memory."""
@@ -120,40 +125,48 @@ class Stepper:
 class Recorded:
     """A step on tensors of fixed shapes, recorded as a CUDA graph after a few ordinary calls of each shape and replayed from then on.
 
-    The step must change state only in tensors that live as long as this object, and must not read a value back. Recording costs one capture for every
-    combination of input shapes; a replay is one launch for the hundreds of kernels of a training step.
+    The step must change state only in tensors that live as long as this object, and must not read a value back. Every call works on the same copies of its
+    inputs, so what is recorded is what ran before. Recording costs one capture for every combination of input shapes; a replay is one launch for the hundreds of
+    kernels of a training step.
     """
 
     def __init__(self, step: Callable[..., None]) -> None:
         self._step = step
         self._calls: Counter[tuple[torch.Size, ...]] = Counter()
-        self._graphs: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]] = {}
+        self._places: dict[tuple[torch.Size, ...], tuple[Tensor, ...]] = {}
+        self._graphs: dict[tuple[torch.Size, ...], torch.cuda.CUDAGraph] = {}
+        self._side: torch.cuda.Stream | None = None
+        self._pool: Any = None
 
     def __call__(self, *inputs: Tensor) -> None:
         key = tuple(tensor.shape for tensor in inputs)
+        if key not in self._places:
+            self._places[key] = tuple(tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in inputs)
+        else:
+            for place, tensor in zip(self._places[key], inputs, strict=True):
+                place.copy_(tensor, non_blocking=True)
         self._calls[key] += 1
+        if self._calls[key] <= _WARM_CALLS:
+            self._warm(self._places[key])
+            return
         if key not in self._graphs:
-            if self._calls[key] <= _WARM_CALLS:
-                self._warm(inputs)
-                return
-            self._graphs[key] = self._record(inputs)
-        graph, places = self._graphs[key]
-        for place, tensor in zip(places, inputs, strict=True):
-            place.copy_(tensor, non_blocking=True)
-        graph.replay()
+            self._graphs[key] = self._record(self._places[key])
+        self._graphs[key].replay()
 
-    def _warm(self, inputs: tuple[Tensor, ...]) -> None:
-        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            self._step(*inputs)
-        current.wait_stream(side)
-
-    def _record(self, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
-        graph, places = torch.cuda.CUDAGraph(), tuple(tensor.clone() for tensor in inputs)
-        with torch.cuda.graph(graph):
+    def _warm(self, places: tuple[Tensor, ...]) -> None:
+        self._side, current = self._side or torch.cuda.Stream(), torch.cuda.current_stream()
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
             self._step(*places)
-        return graph, places
+        current.wait_stream(self._side)
+
+    def _record(self, places: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()  # one for all shapes: nothing leaves it between steps
+        # other threads may allocate meanwhile: batches from disk are decoded ahead
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            self._step(*places)
+        return graph
 
 
 Update = Callable[[Tensors, Tensors, Tensors, Tensor, Tensor], tuple[Tensors, Tensors]]

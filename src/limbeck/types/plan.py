@@ -11,7 +11,8 @@ class ExecutionPlan(BaseModel):
     Two runs with equal plans on the same class of machine give equal bytes on CPU; across plans, students agree within the tolerance stated in
     ``docs/numerics.md``. `chunk` is the number of images that pass through the network at once; gradients of a batch are summed over its chunks, which is
     exact for networks without batch statistics and keeps activations inside the cache and the allocator's pool. With `models` above 1, that many networks of
-    one architecture train as one vectorized program, and `chunk` counts the images of each.
+    one architecture train as one vectorized program, and `chunk` counts the images of each. `lanes` chunks of a batch are worked on at the same time, each with
+    `threads` threads.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
