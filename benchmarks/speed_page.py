@@ -9,14 +9,15 @@ RECORDS = ROOT / "benchmarks" / "results" / "speed"
 HEAD = """# Speed, measured
 
 Generated from the records in `benchmarks/results/speed` by `python -m benchmarks.speed_page`; [Speed](../speed.md) says what is compared and how. Ratios are medians
-over alternating rounds, with their range; "whole job" counts compiling and scales a step's time to 1,000 epochs of students or one epoch of an expert.
+over alternating rounds, with their range; "whole job" counts compiling and scales a step's time to 1,000 epochs of students or one epoch of an expert. Memory is
+what a round added to the process; limbeck keeps what it freed, so its later rounds add little.
 """
 
 
 def training(record: dict[str, Any]) -> str:
     """The table of one machine."""
     lines = [
-        "| case | reference | limbeck | ratio | range | whole job | TFLOP/s | peak memory, MB: reference / limbeck | plan |",
+        "| case | reference | limbeck | ratio | range | whole job | TFLOP/s | memory added in a round, MB: reference / limbeck | plan |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in record["rows"]:
