@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from limbeck.data.views import Views
 from limbeck.report.softness import shown_labels, softness
 from limbeck.types.distilled import DistilledDataset
 from limbeck.types.labels import Labels
@@ -13,7 +14,8 @@ from limbeck.types.recipe import Recipe
 def make(labels: Labels, owners: list[int], classes: int = 3) -> DistilledDataset:
     names = tuple("abcdefgh"[:classes])
     images = torch.zeros(len(owners), 1, 8, 8, dtype=torch.uint8)
-    return DistilledDataset(images, torch.tensor(owners), labels, PixelSpace(), names, Recipe(epochs=1))
+    views = Views("flip", labels.views, 0, len(owners), (1, 8, 8)).spec if labels.views else None
+    return DistilledDataset(images, torch.tensor(owners), labels, PixelSpace(), names, Recipe(epochs=1), views=views)
 
 
 def test_closed_forms() -> None:
