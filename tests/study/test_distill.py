@@ -16,7 +16,7 @@ from limbeck.cache import Cache
 from limbeck.errors import LimbeckError, OptionError
 from limbeck.evaluate.protocols import PROTOCOLS
 from limbeck.progress import Reporter
-from limbeck.study.distill import FILE, RECORD, distill, protocol_for
+from limbeck.study.distill import FILE, RECORD, distill, parse_duration, protocol_for
 from limbeck.study.options import DistillOptions
 from limbeck.types.distilled import DistilledDataset
 
@@ -151,3 +151,28 @@ def test_notes_reach_the_reporter(tmp_path: Path) -> None:
 
     distill("digits", DistillOptions(**{**SMALL, "labels": "hard"}, evaluate=False), tmp_path, cache=Cache(tmp_path / "cache"), reporter=Listening())
     assert any("no official test part" in message for message in heard)
+
+
+def test_a_method_that_makes_images_stands_beside_as_many_real_ones_as_its_bytes_pay_for(tmp_path: Path) -> None:
+    options = DistillOptions(**SMALL, method="dm@smoke", steps=3, checks=1)
+    dataset, record = distill("digits", options, tmp_path / "run", cache=Cache(tmp_path / "cache"))
+    rows = {row["role"]: row for row in record["evaluations"]}
+    assert list(rows) == ["distilled", "random-hard", "random-hard-bytes"]
+    assert dataset.images.dtype.is_floating_point
+    assert rows["random-hard"]["images"] == 10
+    assert rows["random-hard-bytes"]["images"] == 30  # float32 pixels cost as much as nearly four real images, and every class gets as many
+    assert rows["random-hard-bytes"]["bytes"]["total"] <= rows["distilled"]["bytes"]["total"]
+    assert record["optimization"]["steps"] == 3
+    assert [entry for entry in record["optimization"]["curve"] if "validation_accuracy" in entry]
+    assert record["provenance"]["method_options"]["steps"] == 3
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5h", 5400), ("20 min", 1200)])
+def test_time_budgets_are_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "-3s", "0", "5 days"])
+def test_what_is_no_time_is_one_sentence(text: str) -> None:
+    with pytest.raises(OptionError, match=f"^a time budget looks like 90s, 20min or 1.5h, got '{text}'$"):
+        parse_duration(text)

@@ -52,6 +52,8 @@ NAMES = {
     "distilled-hard": "this set, hard labels",
     "random-soft": "random real, same soft labels",
     "random-hard": "random real, hard labels",
+    "random-soft-bytes": "random real, soft labels, same bytes",
+    "random-hard-bytes": "random real, hard labels, same bytes",
 }
 
 
