@@ -10,7 +10,7 @@ from limbeck.methods.driver import Method
 
 
 def parse_method(text: str, **given: Any) -> Method:
-    """The method with its options; `given` are further options, used where the text says nothing (None counts as nothing).
+    """The method with its options; `given` are further options, which replace a recipe's but not the text's (None counts as nothing).
 
     Every method has ``Options`` (a pydantic model) and may have ``recipes``: names of settings. Raises `OptionError`, one sentence, for an unknown name,
     recipe, option or value.
@@ -22,7 +22,7 @@ def parse_method(text: str, **given: Any) -> Method:
     if at and recipe not in recipes:
         raise OptionError(f"method {name} has no recipe {recipe!r}; {nearest(recipe, recipes) if recipes else 'it has none'}")
     fields = kind.Options.model_fields
-    options = {key: value for key, value in given.items() if value is not None and key in fields} | recipes.get(recipe, {})
+    options = recipes.get(recipe, {}) | {key: value for key, value in given.items() if value is not None and key in fields}
     for part in filter(None, tail.split(",")):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not value:

@@ -221,7 +221,7 @@ def _check_names(options: DistillOptions) -> None:
 
 def method_of(options: DistillOptions, source: str) -> Method:
     """The method of a job, with the augmentation that suits the source: digits must not be mirrored."""
-    method = parse_method(options.method, selector=options.selector, steps=options.steps)
+    method = parse_method(options.method, selector=options.selector if options.selector != "random" else None, steps=options.steps)
     augment = getattr(method.options, "augment", None)
     if not isinstance(augment, str) or (changed := suited_to(augment, source)) == augment:
         return method
