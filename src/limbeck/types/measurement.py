@@ -100,7 +100,7 @@ class Measurement:
 
 def _plain(values: np.ndarray) -> Any:
     if values.ndim:
-        return [_plain(part) for part in values]
+        return [_plain(np.asarray(part)) for part in values]
     return float(values) if np.isfinite(values) else None
 
 
