@@ -9,7 +9,11 @@ import jaxtyping
 import numpy as np
 import torch
 
+from limbeck.analyze.subject import Subject
+from limbeck.cache import Cache
+from limbeck.data.splits import TestHandle
 from limbeck.data.tables import ArrayTable, ImageTable
+from limbeck.experts.trajectory import Trajectory, train_expert
 from limbeck.labels.rules import LabelRule
 from limbeck.methods.problem import Problem
 from limbeck.models import parse_model
@@ -86,6 +90,34 @@ def problem(train: ImageTable, counts: tuple[int, ...], **changes: Any) -> Probl
         "plan": PLAN,
     }
     return Problem(**{**given, **changes})
+
+
+def subject(
+    dataset: DistilledDataset | None = None, *, classes: int = 2, model: str = "mlp:width=16,depth=1", cache: Path | None = None, **changes: Any
+) -> Subject:
+    """A set of three real images of each class, to analyze beside Gaussians that it was drawn from."""
+    train = gaussians(30, classes=classes)
+    net = network(model, classes)
+    given: dict[str, Any] = {
+        "dataset": dataset or distilled(gaussians(3, seed=7, classes=classes)),
+        "train": train,
+        "validation": gaussians(20, seed=99, classes=classes),
+        "test": TestHandle(gaussians(25, seed=5, classes=classes)),
+        "pixels": PixelSpace(),
+        "network": net,
+        "recipe": SHORT,
+        "protocol": "tiny/1",
+        "streams": Streams(0)["analyze"],
+        "plan": PLAN,
+        "cache": Cache(cache),
+    }
+    given |= changes
+
+    def trajectories(which: Network, recipe: Recipe, number: int, steps: tuple[int, ...], reporter: Any) -> Trajectory:
+        tables = given["train"], given["validation"], given["pixels"]
+        return train_expert(which, recipe, *tables, seed=1, index=number, plan=PLAN, cache=given["cache"], steps=steps, reporter=reporter)
+
+    return Subject(**{"trajectories": trajectories, **given})
 
 
 @contextmanager

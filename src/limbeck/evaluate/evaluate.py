@@ -56,7 +56,7 @@ def evaluate(
         raise OptionError(f"an evaluation needs one set for each image draw and expert, got rows of {[len(row) for row in sets]} sets")
     for row in sets:
         for dataset in row:
-            _check_fit(dataset, table)
+            check_fit(dataset, table)
     recipe = recipe or protocol.recipe
     shape = (len(sets), len(sets[0]), students)
     accuracy, loss, worst = np.zeros(shape), np.zeros(shape), np.zeros(shape)
@@ -114,7 +114,8 @@ def _student_streams(seed: int, draw: int, expert: int, student: int) -> Streams
     return Streams(seed)[("evaluate", "student", student, *own)]
 
 
-def _check_fit(dataset: DistilledDataset, table: ImageTable) -> None:
+def check_fit(dataset: DistilledDataset, table: ImageTable) -> None:
+    """Raises `OptionError` when a table's images or classes are not those that the set was made from."""
     if dataset.shape != tuple(table.shape):
         raise OptionError(
             f"the distilled images are {_sides(dataset.shape)} but the test images are {_sides(tuple(table.shape))}; "

@@ -1,6 +1,7 @@
 """Trains experts and keeps their trajectory: snapshots at the start, at log-spaced steps of the first epoch, and after every epoch."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,13 @@ def train_expert(
     index: int = 0,
     plan: ExecutionPlan,
     cache: Cache,
+    steps: Collection[int] | None = None,
     reporter: Reporter = SILENT,
 ) -> Trajectory:
     """Trains expert number `index` of `seed` from scratch, or takes it from the cache, or continues it where it was interrupted.
 
-    Snapshots hold parameters and buffers. Validation measures them; the test split is not seen. The result does not depend on interruptions.
+    Snapshots hold parameters and buffers, and are kept at `steps` (`snapshot_steps` by default). Validation measures them; the test split is not seen. The
+    result does not depend on interruptions.
     """
     task = {
         "model": network.identity,
@@ -107,6 +110,7 @@ def train_expert(
         "seed": seed,
         "index": index,
         "plan": plan.model_dump(exclude={"reason"}),
+        **({} if steps is None else {"steps": sorted(steps)}),
     }
     key = cache.key("experts", task)
     folder = cache.path("experts", key)
@@ -116,7 +120,7 @@ def train_expert(
     streams = Streams(seed)["expert", index]
     examples = Examples.of_table(train, pixels)
     total, per_epoch = recipe.total_steps(len(train)), recipe.steps_per_epoch(len(train))
-    kept = snapshot_steps(per_epoch, total)
+    kept = snapshot_steps(per_epoch, total) if steps is None else steps
     state, records = _interrupted(folder) or (TrainingState(0, network.init(streams), {}), [])
     truth = torch.from_numpy(validation.labels.copy())
 

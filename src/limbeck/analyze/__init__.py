@@ -1,0 +1,11 @@
+"""What a distilled set has learned: one file an analysis, all behind the interface of `limbeck.analyze.subject`.
+
+`ANALYSES` is the visible table. Importing this package imports no torch, so that the command line can list it at once.
+"""
+
+from limbeck.registry import Registry
+
+ANALYSES = Registry(
+    "analysis",
+    {},
+)
