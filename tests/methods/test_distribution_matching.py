@@ -11,9 +11,10 @@ from tests.small import PLAN, gaussians, network, problem
 
 from limbeck.data.augment import DSA
 from limbeck.errors import OptionError
-from limbeck.methods import distribution_matching
-from limbeck.methods.distribution_matching import DistributionMatching, chunked_mean, groups_within, joint_means, real_piece
+from limbeck.methods import matching
+from limbeck.methods.distribution_matching import DistributionMatching
 from limbeck.methods.driver import State, Turn
+from limbeck.methods.matching import chunked, groups_within, joint_means, real_piece
 from limbeck.methods.problem import Problem
 from limbeck.methods.synthetic import real_batch
 from limbeck.types.plan import ExecutionPlan
@@ -188,7 +189,7 @@ def test_padding_changes_no_mean() -> None:
         return net.features(weights, batch)
 
     rows = embed(images)
-    assert torch.allclose(chunked_mean(embed, images, 3, padded=True), rows.mean(0), atol=1e-6)
+    assert torch.allclose(chunked(embed, images, 3, padded=True), rows, atol=1e-6)
     wanted = torch.stack([rows[:2].mean(0), rows[2:].mean(0)])
     assert torch.allclose(joint_means(embed, [images[:2], images[2:]], size=9), wanted, atol=1e-6)
 
@@ -215,7 +216,7 @@ def test_compiled_programs_see_one_shape_of_real_and_one_of_synthetic_images_and
         return program
 
     monkeypatch.setattr(torch, "compile", noting)
-    monkeypatch.setattr(distribution_matching, "can_compile", lambda device_type: True)
+    monkeypatch.setattr(matching, "can_compile", lambda device_type: True)
     given = problem(TRAIN, (3, 1, 2), network=network("convnet-d1-w7", classes=3))
     plans = [ExecutionPlan(chunk=4, threads=1, strategy=strategy) for strategy in ("eager", "compiled")]
     one = method(augment="dsa")

@@ -8,7 +8,7 @@ from tests.small import PLAN, gaussians, network, problem
 
 from limbeck.data.augment import DSA
 from limbeck.errors import OptionError
-from limbeck.methods import distribution_matching
+from limbeck.methods import matching
 from limbeck.methods.driver import State, Turn
 from limbeck.methods.gradient_matching import (
     DISTANCES,
@@ -324,7 +324,7 @@ def test_compiled_programs_see_one_shape_and_change_nothing(monkeypatch: pytest.
         return program
 
     monkeypatch.setattr(torch, "compile", noting)
-    monkeypatch.setattr(distribution_matching, "can_compile", lambda device_type: True)
+    monkeypatch.setattr(matching, "can_compile", lambda device_type: True)
     given = problem(TRAIN, (3, 1, 2), network=network("convnet-d1-w7", classes=3))
     plans = [ExecutionPlan(chunk=4, threads=1, strategy=strategy) for strategy in ("eager", "compiled")]
     one = dc(inner=0)

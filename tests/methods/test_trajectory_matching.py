@@ -382,9 +382,7 @@ def test_misuse_is_one_sentence(folder: Path) -> None:
     given = task(folder)
     with pytest.raises(OptionError) as caught:
         mtt().init(problem(TRAIN, (2, 2)))
-    assert (
-        str(caught.value) == "trajectory matching (mtt, tesla) follows experts through their training, got none; use --experts N, such as --experts 5"
-    )
+    assert str(caught.value) == "trajectory matching (mtt, tesla) needs experts and their training, got none; use --experts N, such as --experts 5"
     with pytest.raises(OptionError) as caught:
         mtt(max_start_epoch=4).init(given)
     assert str(caught.value) == (
@@ -392,7 +390,9 @@ def test_misuse_is_one_sentence(folder: Path) -> None:
     )
     with pytest.raises(OptionError) as caught:
         mtt().init(task(folder, network=network("mlp")))
-    assert str(caught.value).startswith("a student follows experts of its own architecture, got experts of softmax for mlp")
+    assert str(caught.value).startswith(
+        "trajectory matching (mtt, tesla) needs experts of the architecture that it distills for, got experts of softmax for mlp"
+    )
     with pytest.raises(OptionError) as caught:
         mtt().init(task(folder, pixels=problem(TRAIN, (2, 2)).pixels))
     assert str(caught.value).endswith("; use the same --pixels for both")

@@ -9,6 +9,7 @@ METHODS = Registry(
         "dc": "limbeck.methods.gradient_matching:GradientMatching",
         "dsa": "limbeck.methods.gradient_matching:SiameseGradientMatching",
         "dm": "limbeck.methods.distribution_matching:DistributionMatching",
+        "ncfm": "limbeck.methods.ncfm:NCFM",
         "sre2l": "limbeck.methods.sre2l:SRe2L",
         "rded": "limbeck.methods.rded:RDED",
         "bptt": "limbeck.methods.bptt:BPTT",

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from limbeck.data.augment import DSA, Params
-from limbeck.methods.distribution_matching import apply, compiles, draw, on_device, pad, real_piece, siamese
 from limbeck.methods.driver import Metrics, State, Turn
+from limbeck.methods.matching import apply, compiles, draw, on_device, pad, real_piece, siamese
 from limbeck.methods.problem import Problem
 from limbeck.methods.synthetic import finished, owners_of, real_batch, start_images
 from limbeck.streams import Streams

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,9 +13,10 @@ from torch import Tensor
 from limbeck.data.augment import Augment, parse_augment
 from limbeck.errors import OptionError
 from limbeck.experts.expert import Expert
-from limbeck.experts.trajectory import Snapshot, Trajectory
+from limbeck.experts.trajectory import Trajectory
 from limbeck.labels.rules import make_labels
 from limbeck.methods.driver import Metrics, State, Turn
+from limbeck.methods.matching import check_experts, expert_at
 from limbeck.methods.problem import Problem
 from limbeck.methods.selectors import random_order
 from limbeck.methods.synthetic import SyntheticOptions, finished, one_hot, owners_of, start_images
@@ -275,7 +274,7 @@ class TrajectoryMatching:
         trajectory = problem.trajectories[int(torch.randint(len(problem.trajectories), (), generator=generator))]
         start = int(torch.randint(options.max_start_epoch, (), generator=generator))
         steps = _whole_epochs(trajectory)
-        first, second = (_expert_at(trajectory, steps[epoch], problem.plan.device) for epoch in (start, start + options.expert_epochs))
+        first, second = (expert_at(trajectory, steps[epoch], problem.plan.device) for epoch in (start, start + options.expert_epochs))
         return first, second
 
     def _batches(self, problem: Problem, streams: Streams) -> list[Batch]:
@@ -432,20 +431,8 @@ def _whole_epochs(trajectory: Trajectory) -> dict[int, int]:
     return {int(snapshot.epoch): snapshot.step for snapshot in trajectory.snapshots if float(snapshot.epoch).is_integer()}
 
 
-def _expert_at(trajectory: Trajectory, step: int, device: str) -> Expert:
-    return _read(trajectory.folder, trajectory.key, trajectory.snapshots, step, device)
-
-
-@lru_cache(maxsize=8)
-def _read(folder: Path, key: str, snapshots: tuple[Snapshot, ...], step: int, device: str) -> Expert:
-    """A snapshot with its weights on the device. A read costs milliseconds of a step of seconds, so only a few are kept."""
-    expert = Trajectory(folder, key, snapshots).at(step)
-    return Expert(expert.network, {name: tensor.to(device) for name, tensor in expert.state.items()}, expert.pixels, expert.step, expert.digest)
-
-
 def _check_experts(problem: Problem, options: TrajectoryMatchingOptions) -> None:
-    if not problem.trajectories:
-        raise OptionError("trajectory matching (mtt, tesla) follows experts through their training, got none; use --experts N, such as --experts 5")
+    check_experts(problem, "trajectory matching (mtt, tesla)")
     last = options.max_start_epoch - 1 + options.expert_epochs
     for trajectory in problem.trajectories:
         kept = _whole_epochs(trajectory)
@@ -453,15 +440,4 @@ def _check_experts(problem: Problem, options: TrajectoryMatchingOptions) -> None
             raise OptionError(
                 f"matching {options.expert_epochs} epochs from starts before epoch {options.max_start_epoch} needs experts of {last} epochs, got {max(kept)}; "
                 f"use --expert-epochs {last}, or smaller max_start_epoch or expert_epochs"
-            )
-        first = _expert_at(trajectory, kept[0], problem.plan.device)
-        if first.network != problem.network:
-            raise OptionError(
-                f"a student follows experts of its own architecture, got experts of {first.network.spec} for {problem.network.spec}; "
-                f"use --model {first.network.spec}"
-            )
-        if first.pixels.header()["steps"] != problem.pixels.header()["steps"]:
-            raise OptionError(
-                f"the experts see pixels after {first.pixels.header()['steps']} but the images are after "
-                f"{problem.pixels.header()['steps']}; use the same --pixels for both"
             )
