@@ -13,6 +13,7 @@ from limbeck.data.normalizations import NORMALIZATIONS
 from limbeck.data.opening import NEEDS_TARGET
 from limbeck.data.pixels import PIXEL_SPACES
 from limbeck.evaluate.protocols import PROTOCOLS
+from limbeck.labels import TRANSFORMS
 from limbeck.methods import METHODS, SELECTORS
 from limbeck.models import MODELS, ModelSpec
 from limbeck.study.options import DistillOptions, ImportOptions, ScoreOptions
@@ -36,6 +37,12 @@ def page() -> str:
         _entries("Sources", "What `limbeck distill` takes as its source; a path whose kind is recognized needs no name.", SOURCES, sources),
         _entries("Methods", "`--method NAME`.", METHODS, methods),
         _entries("Selectors", "Which real images to keep: `--selector NAME`, with an argument as `NAME:ARGUMENT`.", SELECTORS, {}),
+        _entries(
+            "Label transforms",
+            "Controlled changes of soft labels, written `NAME` or `NAME:option=value,...`. See [Label transforms](../label-transforms.md).",
+            TRANSFORMS,
+            {name: f"Options: {_fields(TRANSFORMS[name])}." for name in TRANSFORMS},
+        ),
         _entries(
             "Models",
             "`--model NAME`, with options as `convnet:width=64,norm=batch`, or short as `convnet-d4-w64`; `timm:NAME` for a model of the timm package, "
@@ -109,7 +116,8 @@ def _model_options(name: str) -> str:
 
 
 def _fields(kind: type[BaseModel]) -> str:
-    return "; ".join(f"`{name}` ({_value(field.default)}): {field.description}" for name, field in kind.model_fields.items()) or "none"
+    given = {name: "needed" if field.is_required() else _value(field.default) for name, field in kind.model_fields.items()}
+    return "; ".join(f"`{name}` ({given[name]}): {field.description}" for name, field in kind.model_fields.items()) or "none"
 
 
 def _value(value: Any) -> str:

@@ -10,11 +10,19 @@ from limbeck.data.normalizations import NORMALIZATIONS
 from limbeck.data.pixels import PIXEL_SPACES
 from limbeck.errors import OptionError, nearest
 from limbeck.evaluate.protocols import PROTOCOLS
+from limbeck.labels import TRANSFORMS
 from limbeck.methods import METHODS, SELECTORS
 from limbeck.models import MODELS
 from limbeck.registry import Registry
 
-_TABLES: dict[str, Registry] = {"sources": SOURCES, "methods": METHODS, "selectors": SELECTORS, "models": MODELS, "pixel-spaces": PIXEL_SPACES}
+_TABLES: dict[str, Registry] = {
+    "sources": SOURCES,
+    "methods": METHODS,
+    "selectors": SELECTORS,
+    "transforms": TRANSFORMS,
+    "models": MODELS,
+    "pixel-spaces": PIXEL_SPACES,
+}
 
 
 def catalog() -> dict[str, dict[str, str]]:

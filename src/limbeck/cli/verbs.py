@@ -245,7 +245,7 @@ def report(run: Annotated[Path, Parameter(help="a run folder")], /, *, out: Out 
 
 
 def list_(
-    what: Annotated[str, Parameter(help="sources, methods, selectors, models, protocols, pixel-spaces, normalizations, or runs")] = "all",
+    what: Annotated[str, Parameter(help="sources, methods, selectors, transforms, models, protocols, pixel-spaces, normalizations, or runs")] = "all",
     /,
     *,
     json: Json = False,
