@@ -1,0 +1,352 @@
+"""`Study`: an experiment as data. A TOML file says what is asked, what is trained on which scale, and what would answer the question. Free of torch."""
+
+import itertools
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from limbeck.errors import DataError, OptionError, nearest
+from limbeck.study.options import OpenOptions
+from limbeck.study.places import Place, Text, problem
+
+SCALES = ("smoke", "cpu", "paper")
+Scalar = int | float | str | bool
+_SLOT = re.compile(r"\{([\w-]+)\}")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataFacts(_Frozen):
+    """What the source holds, stated, so that a study can be priced without opening it; a run checks it against the source."""
+
+    shape: Annotated[tuple[int, int, int], Field(description="channels, height, width of an image")]
+    classes: Annotated[int, Field(ge=2, description="number of classes")]
+    train: Annotated[int, Field(ge=1, description="images that experts train on (validation set aside)")]
+    test: Annotated[int, Field(ge=1, description="test images")]
+
+
+class ExpertSettings(_Frozen):
+    """How a named kind of expert is trained: fields of a recipe on top of a base."""
+
+    base: Annotated[str, Field(description="limbeck (the recipe of `distill`), or a method whose experts are meant: mtt")] = "limbeck"
+    model: Annotated[str | None, Field(description="architecture; default: the scale's model")] = None
+    epochs: Annotated[int, Field(ge=1, description="passes over the training images; a snapshot is kept after each")]
+    recipe: Annotated[dict[str, Any], Field(description="further fields of the recipe, such as lr")] = {}
+
+
+class LabelSettings(_Frozen):
+    """How the images of a set are labeled."""
+
+    kind: Annotated[Literal["auto", "soft", "hard"], Field(description="soft: by the expert; hard: the class; auto: as the method is published")] = (
+        "auto"
+    )
+    temperature: Annotated[float, Field(gt=0, description="divides the expert's logits")] = 1.0
+    top_k: Annotated[int | None, Field(ge=1, description="keep the k largest entries")] = None
+    renormalize: Annotated[bool, Field(description="scale kept entries to sum to one")] = True
+    precision: Annotated[Literal["float32", "float16", "uint8"], Field(description="how entries are stored")] = "float32"
+
+
+class Making(_Frozen):
+    """What one cell of an arm makes and measures, once the axes have their values."""
+
+    task: Annotated[
+        Literal["evaluate", "expert-score", "set"],
+        Field(description="evaluate: students on a set; expert-score: the expert itself; set: make the set only"),
+    ] = "evaluate"
+    method: Annotated[str, Field(description="how the images (or labels) are made: name, name@recipe, name:option=value")] = "random-real"
+    ipc: Annotated[int | Literal["all"], Field(description="images per class, or 'all' training images")] = 1
+    draw: Annotated[int, Field(ge=0, description="number of the image draw")] = 0
+    expert: Annotated[str, Field(description="which of the scale's experts labels")] = "main"
+    experts: Annotated[
+        tuple[int, ...], Field(min_length=1, description="numbers of the experts that label; several are an ensemble (mean logits)")
+    ] = (0,)
+    at: Annotated[
+        int | float | str,
+        Field(description="the snapshot that labels: an epoch (1, or 0.5, 0.25, ... of the first), 'best' (on validation), 'last', 'step 211'"),
+    ] = "best"
+    labels: Annotated[LabelSettings, Field(description="how images are labeled")] = LabelSettings()
+    transforms: Annotated[tuple[str, ...], Field(description="changes of the labels, in order: swap:rank=2 (see: limbeck ls transforms)")] = ()
+    trajectories: Annotated[int, Field(ge=0, description="experts 0, 1, ... whose whole trajectories the method is given (mtt)")] = 0
+    made_for: Annotated[str | None, Field(description="architecture that the method works with; default: the scale's model")] = None
+    model: Annotated[str | None, Field(description="architecture of the students; default: the scale's model")] = None
+    protocol: Annotated[str | None, Field(description="how students are trained; default: the scale's protocol")] = None
+    recipe: Annotated[dict[str, Any], Field(description="fields that replace the protocol's, on top of the scale's")] = {}
+    students: Annotated[int | None, Field(ge=1, description="students of each set; default: the scale's")] = None
+
+
+class Arm(_Frozen):
+    """One kind of cell: `over` names the axes that it is crossed over; its other keys are those of `Making`, where ``{axis}`` stands for a value."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    over: Annotated[tuple[str, ...], Field(description="axes that the arm is crossed over")] = ()
+    note: Annotated[str, Field(description="what this arm is, in words, for the report")] = ""
+
+
+class Scale(_Frozen):
+    """What runs on one class of machine."""
+
+    source: Annotated[str, Field(description="the data, as `limbeck distill` takes them")]
+    open: Annotated[OpenOptions, Field(description="how the source is opened and split")] = OpenOptions()
+    data: Annotated[DataFacts, Field(description="what the source holds")]
+    pixels: Annotated[str, Field(description="pixel space")] = "normalize"
+    model: Annotated[str, Field(description="architecture of students, and of experts unless they name their own")]
+    experts: Annotated[dict[str, ExpertSettings], Field(description="kinds of experts by name; arms use 'main' unless they say otherwise")] = {}
+    protocol: Annotated[str, Field(description="how students are trained; see: limbeck ls protocols")]
+    recipe: Annotated[dict[str, Any], Field(description="fields that replace the protocol's")] = {}
+    students: Annotated[int, Field(ge=1, description="students of each set")]
+    seed: Annotated[int, Field(ge=0, description="root of every random stream")] = 0
+    axes: Annotated[
+        dict[str, list[Scalar | dict[str, Scalar]]], Field(description="values of each axis; a table as a value sets several names at once")
+    ] = {}
+    values: Annotated[dict[str, Any], Field(description="constants that arms use as {name}")] = {}
+    arms: Annotated[tuple[str, ...] | None, Field(description="the arms that this scale runs; default: all")] = None
+    cost: Annotated[str, Field(description="what it costs, in words, with the machine")]
+
+
+class Claim(_Frozen):
+    """A sentence of the paper, what is expected, and the check that decides it from measured intervals."""
+
+    id: Annotated[str, Field(pattern=r"^[\w-]+$", description="short name")]
+    sentence: Annotated[str, Field(description="what is claimed")]
+    expected: Annotated[str, Field(description="what the paper found, with its number")]
+    check: Annotated[dict[str, Any], Field(description="kind = ..., and what that kind takes")]
+    scales: Annotated[tuple[str, ...] | None, Field(description="scales on which it is checked; default: all")] = None
+
+
+class AnalysisEntry(_Frozen):
+    """Figure data to compute from the ledger: an entry of the table of study analyses, with its options."""
+
+    name: Annotated[str, Field(description="name in the table of study analyses")]
+    id: Annotated[str, Field(pattern=r"^[\w-]+$", description="name of the figure")]
+    options: Annotated[dict[str, Any], Field(description="what that analysis takes")] = {}
+    scales: Annotated[tuple[str, ...] | None, Field(description="scales on which it is computed; default: all")] = None
+
+
+class StudyFile(_Frozen):
+    """The file as a whole."""
+
+    name: Annotated[str, Field(pattern=r"^[\w-]+(/[\w-]+)*$", description="short name, such as label-worth/figure-2")]
+    title: Annotated[str, Field(description="one line for the report")]
+    question: Annotated[str, Field(description="what is asked")]
+    paper: Annotated[str, Field(description="authors, year, arXiv id, table or figure")]
+    deviations: Annotated[tuple[str, ...], Field(description="where the study departs from the paper")] = ()
+    arms: Annotated[dict[str, Arm], Field(min_length=1)]
+    scales: Annotated[dict[Literal["smoke", "cpu", "paper"], Scale], Field(min_length=1)]
+    claims: tuple[Claim, ...] = ()
+    analyses: tuple[AnalysisEntry, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of an arm's axes: `coordinates` are the axes' values, `making` what is made and measured."""
+
+    arm: str
+    coordinates: Mapping[str, Scalar]
+    making: Making
+
+    @property
+    def words(self) -> str:
+        """``soft: ipc=10, epoch=2``."""
+        return f"{self.arm}: {', '.join(f'{name}={value}' for name, value in self.coordinates.items())}" if self.coordinates else self.arm
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study with its text, which says where things stand in the file."""
+
+    file: StudyFile
+    text: Text
+    content: str = field(repr=False)
+
+    @staticmethod
+    def load(path: Path) -> "Study":
+        """Reads and checks a study file. Raises `OptionError`, one sentence with the place in the file, or `DataError` when it cannot be read."""
+        try:
+            content = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"cannot read the study {str(path)!r}: {getattr(error, 'strerror', None) or error}; name a .toml file of studies/"
+            ) from None
+        return Study.parse(content, Path(path).name)
+
+    @staticmethod
+    def parse(content: str, name: str = "study.toml") -> "Study":
+        """The study in a file's content."""
+        text = Text(name, content)
+        try:
+            raw = tomllib.loads(content)
+        except tomllib.TOMLDecodeError as error:
+            raise OptionError(f"{name} is not TOML: {str(error)[:1].lower()}{str(error)[1:]}; mend that place") from None
+        try:
+            study = Study(StudyFile(**raw), text, content)
+        except ValidationError as error:
+            raise problem(error, StudyFile, text) from None
+        study._check()
+        return study
+
+    def scale(self, name: str) -> Scale:
+        """A scale by name."""
+        scales: dict[str, Scale] = {str(known): scale for known, scale in self.file.scales.items()}
+        if name not in scales:
+            raise OptionError(f"{self.text.name} has no scale {name!r}; {nearest(name, scales)}")
+        return scales[name]
+
+    def arms(self, scale: str) -> dict[str, Arm]:
+        """The arms that a scale runs."""
+        wanted = self.scale(scale).arms
+        return {name: arm for name, arm in self.file.arms.items() if wanted is None or name in wanted}
+
+    def cells(self, scale: str) -> list[Cell]:
+        """Every cell of a scale, in the file's order. Raises `OptionError` for a grid that cannot be."""
+        return [cell for name, arm in self.arms(scale).items() for cell in self._of_arm(scale, name, arm)]
+
+    def axes(self, scale: str) -> dict[str, list[Scalar]]:
+        """The names by which cells of a scale can be told apart, with their values: axes, and the names inside linked ones."""
+        found: dict[str, list[Scalar]] = {}
+        for name, values in self.scale(scale).axes.items():
+            for value in values:
+                for key, part in value.items() if isinstance(value, dict) else ((name, value),):
+                    if part not in found.setdefault(key, []):
+                        found[key].append(part)
+        return found
+
+    def _of_arm(self, scale: str, name: str, arm: Arm) -> Iterator[Cell]:
+        axes, values = self.scale(scale).axes, self.scale(scale).values
+        for axis in arm.over:
+            if axis not in axes:
+                raise OptionError(
+                    f"arm {name!r} is crossed over {axis!r}, which scale {scale!r} does not set, at {self.text.words(('arms', name, 'over'))}; "
+                    f"add it to {spelled_axes(scale)}, {nearest(axis, axes)}"
+                )
+        for chosen in itertools.product(*(axes[axis] for axis in arm.over)):
+            coordinates: dict[str, Scalar] = {}
+            for axis, value in zip(arm.over, chosen, strict=True):
+                coordinates |= value if isinstance(value, dict) else {axis: value}
+            place: Place = ("arms", name)
+            filled = {key: self._filled(given, {**values, **coordinates}, scale, (*place, key)) for key, given in (arm.model_extra or {}).items()}
+            try:
+                making = Making(**filled)
+            except ValidationError as error:
+                found = problem(error, Making, self.text, place)
+                spoken = ", ".join(f"{axis}={value}" for axis, value in coordinates.items())
+                raise OptionError(f"{found} (scale {scale!r}{f', cell {spoken}' if spoken else ''})") from None
+            yield Cell(name, coordinates, making)
+
+    def _filled(self, given: Any, values: Mapping[str, Any], scale: str, place: Place) -> Any:
+        """`given` with every ``{name}`` replaced: by the value itself where it is the whole text, by its words inside a longer one."""
+        if isinstance(given, dict):
+            return {key: self._filled(part, values, scale, place) for key, part in given.items()}
+        if isinstance(given, list):
+            return [self._filled(part, values, scale, place) for part in given]
+        if not isinstance(given, str):
+            return given
+        for slot in _SLOT.findall(given):
+            if slot not in values:
+                hint = nearest(slot, values) if values else "none are set"
+                raise OptionError(f"{{{slot}}} at {self.text.words(place)} is no axis of this arm and no value of scale {scale!r}; {hint}")
+        whole = _SLOT.fullmatch(given)
+        return values[whole[1]] if whole else _SLOT.sub(lambda slot: str(values[slot[1]]), given)
+
+    def _check(self) -> None:
+        file, words = self.file, self.text.words
+        lists: dict[str, tuple[Claim | AnalysisEntry, ...]] = {"claims": file.claims, "analyses": file.analyses}
+        for kind, entries in lists.items():
+            for number, entry in enumerate(entries):
+                if [other.id for other in entries].index(entry.id) != number:
+                    raise OptionError(f"the id {entry.id!r} at {words((kind, number, 'id'))} was used before; choose another")
+                for scale in entry.scales or ():
+                    if scale not in file.scales:
+                        raise OptionError(f"unknown scale {scale!r} at {words((kind, number, 'scales'))}; {nearest(scale, file.scales)}")
+        for name, described in file.scales.items():
+            self._check_scale(name, described)
+        from limbeck.study.claims import check_claims
+
+        check_claims(self)
+
+    def _check_scale(self, name: str, scale: Scale) -> None:
+        words, place = self.text.words, ("scales", name)
+        for arm in scale.arms or ():
+            if arm not in self.file.arms:
+                raise OptionError(f"unknown arm {arm!r} at {words((*place, 'arms'))}; {nearest(arm, self.file.arms)}")
+        for axis, values in scale.axes.items():
+            where = words((*place, "axes", axis))
+            if not values:
+                raise OptionError(f"axis {axis!r} has no value at {where}; give it at least one")
+            if any(values.index(value) != number for number, value in enumerate(values)):
+                twice = next(value for number, value in enumerate(values) if values.index(value) != number)
+                raise OptionError(f"axis {axis!r} has the value {twice!r} twice at {where}; name each value once")
+            if axis in scale.values:
+                raise OptionError(f"{axis!r} is an axis and a value as well at {where}; rename one")
+            if not any(axis in arm.over for arm in self.file.arms.values()):
+                raise OptionError(f"axis {axis!r} at {where} is used by no arm; add it to the arm's `over`, or leave it out")
+            if len({frozenset(value) for value in values if isinstance(value, dict)} | {None for value in values if not isinstance(value, dict)}) > 1:
+                raise OptionError(f"the values of the linked axis {axis!r} at {where} set different names; let every table have the same keys")
+        for cell in self.cells(name):
+            self._check_cell(name, scale, cell)
+
+    def _check_cell(self, name: str, scale: Scale, cell: Cell) -> None:
+        making, facts = cell.making, scale.data
+        place: Place = ("arms", cell.arm)
+        suffix = f"(scale {name!r}, cell {cell.words})"
+        soft = making.task == "expert-score" or making.labels.kind != "hard" or making.trajectories
+        if soft and making.expert not in scale.experts:
+            raise OptionError(
+                f"{cell.arm!r} needs the experts {making.expert!r}, which scale {name!r} does not describe, at {self.text.words((*place, 'expert'))}; "
+                + (nearest(making.expert, scale.experts) if scale.experts else f"add [scales.{name}.experts.{making.expert}]")
+            )
+        if isinstance(making.ipc, int) and making.ipc * facts.classes > facts.train:
+            raise OptionError(
+                f"{making.ipc} images of each of {facts.classes} classes are more than the {facts.train} training images, at "
+                f"{self.text.words((*place, 'ipc'))}; use a smaller ipc {suffix}"
+            )
+        if making.labels.top_k is not None and making.labels.top_k > facts.classes:
+            raise OptionError(
+                f"top_k needs 1 <= k <= {facts.classes} classes, got {making.labels.top_k}, at {self.text.words((*place, 'labels'))}; use a smaller k {suffix}"
+            )
+        if soft:
+            try:
+                moment(making.at, scale.experts[making.expert].epochs)
+            except OptionError as error:
+                raise OptionError(f"{error} at {self.text.words((*place, 'at'))} {suffix}") from None
+
+
+def spelled_axes(scale: str) -> str:
+    """How a scale's table of axes is written."""
+    return f"[scales.{scale}.axes]"
+
+
+def moment(at: int | float | str, epochs: int) -> tuple[Literal["epoch", "step", "best", "last"], float]:
+    """What `at` means: ``("epoch", 3)``, ``("step", 211)``, ``("best", 0)`` or ``("last", 0)``; fractions of the first epoch are 1/2, 1/4 ... 1/32."""
+    if isinstance(at, str):
+        if at in ("best", "last"):
+            return at, 0.0  # type: ignore[return-value]
+        if written := re.fullmatch(r"step (\d+)", at):
+            return "step", float(written[1])
+        raise OptionError(f"a snapshot is an epoch, 'best', 'last' or 'step N', got {at!r}; write for example at = 3")
+    if at in (2.0**-halving for halving in range(1, 6)):
+        return "epoch", float(at)
+    if at != int(at) or not 0 <= at <= epochs:
+        raise OptionError(
+            f"snapshots are kept at epochs 0 to {epochs} and at 1/2, 1/4 ... 1/32 of the first, got {at:g}; use one of these, or more epochs"
+        )
+    return "epoch", float(at)
+
+
+def matching(cells: Sequence[Cell], wanted: Mapping[str, Any]) -> list[Cell]:
+    """The cells whose arm and coordinates are as `wanted` says; a list as a value allows each of its entries."""
+
+    def fits(cell: Cell) -> bool:
+        known = {"arm": cell.arm, **cell.coordinates}
+        return all(
+            key in known and (known[key] in value if isinstance(value, (list, tuple)) else known[key] == value) for key, value in wanted.items()
+        )
+
+    return [cell for cell in cells if fits(cell)]
