@@ -167,7 +167,7 @@ def test_labels_are_of_the_stitched_images_once_or_for_each_view() -> None:
 
 
 def test_what_cannot_be_made_is_answered() -> None:
-    with pytest.raises(OptionError, match="^rded scores parts of images with an expert, got none; use --labels soft, or --expert-file$"):
+    with pytest.raises(OptionError, match="^rded scores parts of images with an expert, got none; give the problem an expert$"):
         RDED(RDEDOptions()).init(problem(TABLE, (1, 1)))
     with pytest.raises(OptionError, match="^rded puts factor x factor patches into an image of 8x8 pixels, got factor=9; use factor=1 or 2$"):
         RDED(RDEDOptions(factor=9)).init(task())

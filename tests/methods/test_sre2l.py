@@ -240,7 +240,7 @@ def test_what_cannot_be_inverted_is_answered_before_anything_is_made() -> None:
     with pytest.raises(OptionError, match="^sre2l matches the running statistics of batch normalization, which softmax lacks"):
         SRe2L(options(teacher="softmax")).init(task())
     with pytest.raises(
-        OptionError, match="^sre2l inverts a trained expert, got none; use --labels soft, or name a network to train first: sre2l:teacher="
+        OptionError, match="^sre2l inverts a trained expert, got none; give the problem an expert, or name a network to train first: sre2l:teacher="
     ):
         SRe2L(options()).init(problem(TABLE, (1, 1, 1), pixels=SPACE))
     with pytest.raises(

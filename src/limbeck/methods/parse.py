@@ -34,7 +34,6 @@ def parse_method(text: str, **given: Any) -> Method:
         made: Method = kind(kind.Options(**options))
     except ValidationError as error:
         fault = error.errors()[0]
-        raise OptionError(
-            f"option {fault['loc'][0]} of method {name}: {fault['msg'][:1].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
-        ) from None
+        where = f"option {fault['loc'][0]}" if fault["loc"] else "options"  # a rule on several options names none of them
+        raise OptionError(f"{where} of method {name}: {fault['msg'][:1].lower()}{fault['msg'][1:]}, got {fault['input']!r}") from None
     return made

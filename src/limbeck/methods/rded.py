@@ -47,6 +47,7 @@ class RDED:
 
     Options = RDEDOptions
     label_default: ClassVar[str] = "soft"
+    wants_expert: ClassVar[bool] = True
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "imagenet-1k": {"views": 300, "view_augment": "resized_crop:scale=0.5+flip+cutmix"},
         "tiny-imagenet": {"factor": 1, "views": 300, "view_augment": "flip+cutmix"},
@@ -67,7 +68,7 @@ class RDED:
         """``images`` [N, C, H, W], uint8: random real ones, which are replaced class by class."""
         check_views(problem, self.options)
         if problem.expert is None:
-            raise OptionError("rded scores parts of images with an expert, got none; use --labels soft, or --expert-file")
+            raise OptionError("rded scores parts of images with an expert, got none; give the problem an expert")
         _, height, width = problem.network.shape
         if self.options.factor > min(height, width):
             raise OptionError(
@@ -80,7 +81,7 @@ class RDED:
         """Makes the images of one class."""
         number = _classes(problem)[turn.number]
         wanted = problem.counts[number] * self.options.factor**2
-        members = problem.members(number)
+        members = problem.candidates(number)
         generator = turn.streams.torch("parts")
         pool = members[torch.randperm(len(members), generator=generator)[: self.options.pool]]
         crops = max(self.options.crops, -(-wanted // len(pool)))

@@ -93,6 +93,7 @@ class SRe2L:
 
     def __init__(self, options: SRe2LOptions) -> None:
         self.options = options
+        self.wants_expert = options.teacher is None
         self._augment = split_mixing(options.augment)[0]
 
     def total_steps(self, problem: Problem) -> int:
@@ -170,7 +171,7 @@ def _first_expert(problem: Problem) -> Expert:
     expert = problem.expert.members[0] if isinstance(problem.expert, Ensemble) else problem.expert
     if not isinstance(expert, Expert):
         raise OptionError(
-            "sre2l inverts a trained expert, got none; use --labels soft, or name a network to train first: sre2l:teacher=convnet:norm=batch"
+            "sre2l inverts a trained expert, got none; give the problem an expert, or name a network to train first: sre2l:teacher=convnet:norm=batch"
         )
     return expert
 

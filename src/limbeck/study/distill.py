@@ -33,7 +33,7 @@ from limbeck.methods.problem import Problem
 from limbeck.models import parse_model
 from limbeck.progress import SILENT, Reporter
 from limbeck.streams import Streams
-from limbeck.study.experts import Experts, expert_record, expert_test, label_default, prepare_experts
+from limbeck.study.experts import Experts, expert_record, expert_test, label_default, prepare_experts, uses_labeler
 from limbeck.study.options import DistillOptions, EvaluationOptions
 from limbeck.study.setting import Setting
 from limbeck.train.examples import Examples
@@ -69,7 +69,7 @@ def distill(
     method = method_of(options, source)
     budget = parse_duration(options.budget) if options.budget else None
     setting = Setting.open(source, options, options.seed, reporter, pixels=options.pixels)
-    rule = _rule(method, options)
+    rule = label_rule(method, options)
     counts = counts_for(
         setting.splits.train, rule, setting.pixels, ipc=options.ipc, total_bytes=parse_bytes(options.bytes) if options.bytes else None
     )
@@ -99,7 +99,7 @@ def distill(
     lap = time.monotonic()
     experts = prepare_experts(method, problem, setting, options, cache, reporter, _random_real)
     seconds["expert and choice"], lap = time.monotonic() - lap, time.monotonic()
-    sets = _draw(method, problem, experts, options, budget, cache, reporter)
+    sets = draw_sets(method, problem, experts, options, budget, cache, reporter)
     seconds["distilling"] = time.monotonic() - lap
     dataset = sets[0][0]
     dataset.save(out / FILE)
@@ -237,7 +237,8 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}[match[2] or ""]
 
 
-def _rule(method: Method, options: DistillOptions) -> LabelRule:
+def label_rule(method: Method, options: DistillOptions) -> LabelRule:
+    """How the job's labels are made; "auto" is as the method is published."""
     kind: Literal["soft", "hard"] = "soft" if label_default(method) == "soft" else "hard"
     if options.labels != "auto":
         kind = options.labels
@@ -275,7 +276,7 @@ def _provenance(source: str, setting: Setting, method: Method, options: DistillO
     }
 
 
-def _draw(
+def draw_sets(
     method: Method, problem: Problem, experts: Experts, options: DistillOptions, seconds: float | None, cache: Cache, reporter: Reporter
 ) -> Sets:
     """A set of every draw and expert; each kept in the cache as it grows, so a stopped job goes on."""
@@ -296,11 +297,6 @@ def _draw(
     return sets
 
 
-def uses_labeler(method: Method, rule: LabelRule) -> bool:
-    """Whether the sets of a method differ between experts."""
-    return rule.kind == "soft" or getattr(method.options, "selector", "random").partition(":")[0] != "random"
-
-
 def _method_task(method: Method, problem: Problem, checks: int) -> dict[str, Any]:
     """Everything that determines how a method goes on."""
     return {
@@ -319,6 +315,7 @@ def _method_task(method: Method, problem: Problem, checks: int) -> dict[str, Any
         "expert": problem.expert.digest if problem.expert else None,
         "trajectories": [trajectory.key for trajectory in problem.trajectories],
         "checks": checks,
+        **({"withheld": list(problem.withheld)} if problem.withheld else {}),
     }
 
 
