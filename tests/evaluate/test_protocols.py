@@ -69,5 +69,5 @@ def test_every_protocol_is_named_versioned_cited_and_runnable(name: str) -> None
 
 
 def test_an_unknown_protocol_is_answered_with_the_nearest() -> None:
-    with pytest.raises(OptionError, match=r"^unknown protocol 'dsa2'; did you mean 'dsa'\? known: dc, dc-compat, dsa, "):
+    with pytest.raises(OptionError, match=r"^unknown protocol 'dsa2'; did you mean 'dsa'\? known: audit, dc, dc-compat, dsa, "):
         get_protocol("dsa2")

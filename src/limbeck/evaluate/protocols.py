@@ -33,6 +33,7 @@ _DC = "Zhao, Mopuri and Bilen 2021 (arXiv 2006.05929)"
 _DSA = "Zhao and Bilen 2021 (arXiv 2102.08259)"
 _LABEL = "Qin, Deng and Alvarez-Melis 2024 (arXiv 2406.10485)"
 _SRE2L = "Yin, Xing and Shen 2023 (arXiv 2306.13092)"
+_LEAK = "Behrens and Zdeborova 2025 (arXiv 2506.14457)"
 _FREPO = "Zhou, Nezhadarya and Ba 2022 (arXiv 2206.00719)"
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -84,6 +85,13 @@ PROTOCOLS: dict[str, Protocol] = {
             recipe=Recipe(**{**_SGD, "lr": 0.05}, **_QUARTERS, steps=500),
             source=_LABEL,
             note="for CPUs: 500 steps at rate 0.05, x 0.3 at each quarter, no augmentation; not comparable with published numbers",
+        ),
+        Protocol(
+            name="audit",
+            version=1,
+            recipe=Recipe(optimizer="adam", lr=1e-3, weight_decay=0, batch_size=256, steps=2000, schedule="cosine"),
+            source=_LEAK,
+            note="to learn all that labels hold: Adam, 2000 steps, cosine to zero, no weight decay, no augmentation; not for comparing methods",
         ),
         Protocol(
             name="sre2l",

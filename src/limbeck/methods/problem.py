@@ -27,7 +27,8 @@ from limbeck.types.recipe import Recipe
 class Problem:
     """Train and validation tables, the network to distil for, the expert, how labels are made, and how many images each class gets (`counts` [K]).
 
-    `trajectories` are there for methods that match them or draw networks from them.
+    `trajectories` are there for methods that match them or draw networks from them. `withheld` are training indices that a method may learn from but whose images it
+    must not publish, whole or in part: an audit's canaries.
     """
 
     train: ImageTable
@@ -42,12 +43,14 @@ class Problem:
     expert: Labeler | None = None
     trajectories: tuple[Trajectory, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    withheld: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, table in (("train", self.train), ("validation", self.validation)):
             if isinstance(table, TestHandle) or not isinstance(table, ImageTable):
                 raise OptionError(f"a problem needs an image table as its {name} split, got {type(table).__name__}; the test split only measures")
-        available = np.bincount(self.train.labels, minlength=len(self.train.classes))
+        published = np.delete(self.train.labels, list(self.withheld)) if self.withheld else self.train.labels
+        available = np.bincount(published, minlength=len(self.train.classes))
         for number, (wanted, has) in enumerate(zip(self.counts, available.tolist(), strict=True)):
             if wanted > has:
                 raise OptionError(
@@ -69,3 +72,8 @@ class Problem:
     def members(self, number: int) -> Int[Tensor, " n"]:
         """Training indices of class `number`, in table order."""
         return torch.from_numpy(np.flatnonzero(self.train.labels == number))
+
+    def candidates(self, number: int) -> Int[Tensor, " n"]:
+        """The members of class `number` whose images may be published."""
+        members = self.members(number)
+        return members[~torch.isin(members, torch.tensor(self.withheld))] if self.withheld else members

@@ -15,7 +15,7 @@ QUANTILES = 10
 
 def random_order(problem: Problem, number: int, count: int, argument: str | None) -> Int[Tensor, " n"]:
     """Uniformly at random without replacement, from the stream ``select/class``."""
-    members = problem.members(number)
+    members = problem.candidates(number)
     return members[torch.randperm(len(members), generator=problem.streams.torch("select", number))][:count]
 
 
@@ -58,7 +58,7 @@ def cross_entropy_quantile(problem: Problem, number: int, count: int, argument: 
         raise OptionError(
             f"ce-quantile needs a quantile 0 (easiest) to {QUANTILES - 1} (hardest), got {argument!r}; use for example --selector ce-quantile:0"
         )
-    members = problem.members(number)
+    members = problem.candidates(number)
     loss = -problem.expert_logits[members].double().log_softmax(1)[:, number]
     order = torch.sort(loss, stable=True).indices
     first, end = quantile * len(members) // QUANTILES, (quantile + 1) * len(members) // QUANTILES
@@ -71,5 +71,5 @@ def cross_entropy_quantile(problem: Problem, number: int, count: int, argument: 
 
 
 def _vectors(problem: Problem, number: int) -> tuple[Int[Tensor, " n"], Float[Tensor, "n K"]]:
-    members = problem.members(number)
+    members = problem.candidates(number)
     return members, problem.expert_logits[members].double().log_softmax(1)
