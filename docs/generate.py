@@ -16,6 +16,7 @@ from limbeck.evaluate.protocols import PROTOCOLS
 from limbeck.labels import TRANSFORMS
 from limbeck.methods import METHODS, SELECTORS
 from limbeck.models import MODELS, ModelSpec
+from limbeck.study.label_options import TuneLabelsOptions
 from limbeck.study.options import DistillOptions, ImportOptions, ScoreOptions
 from limbeck.types.recipe import Recipe
 
@@ -55,6 +56,7 @@ def page() -> str:
         _protocols(),
         _options("Recipe fields", "How a network is trained, as data: a protocol's and a distilled file's `recipe`.", Recipe, str),
         _options("Options of `limbeck distill`", "The same options exist in Python as `limbeck.DistillOptions`.", DistillOptions, _flag),
+        _options("Options of `limbeck labels tune`", "See [Label budget](../label-budget.md).", TuneLabelsOptions, _flag),
         _options("Options of `limbeck import`", "See [Importing](../importing.md).", ImportOptions, _flag),
         _options("Options of `limbeck score`", "See [Robust scores](../scores.md).", ScoreOptions, _flag),
     ]
@@ -125,7 +127,13 @@ def _value(value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return ", ".join(f"{part:g}" for part in value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        ", ".join(part if isinstance(part, str) else f"{part:g}" for part in value)
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:

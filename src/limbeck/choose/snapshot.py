@@ -61,12 +61,13 @@ def successive_halving(
     cache: Cache,
     rungs: Sequence[tuple[float, int]] = ((0.25, 1), (0.5, 1), (1.0, 2)),
     keep: float = 1 / 3,
+    what: str = "the snapshot",
     reporter: Reporter = SILENT,
 ) -> Choice:
     """Trains students on ``make(candidate)`` for a growing fraction of `recipe` and keeps the best third after each rung (Jamieson and Talwalkar 2016).
 
     `rungs` are (fraction of the recipe, students). All candidates of a rung share student initializations, data order and validation images, so their scores
-    are paired. Ties go to the earlier candidate. With a single candidate nothing is trained.
+    are paired. Ties go to the earlier candidate. With a single candidate nothing is trained. `what` is being chosen, in words.
     """
     if isinstance(validation, TestHandle):
         raise OptionError("choosing needs the validation split, got the test handle; the test split only measures")
@@ -83,7 +84,7 @@ def successive_halving(
     alive, trials = list(candidates), []
     for rung, (fraction, students) in enumerate(rungs):
         short = _shortened(recipe, fraction, len(sets[alive[0]]))
-        with reporter.task(f"choosing the snapshot, {fraction:.0%} of training", len(alive) * students) as tick:
+        with reporter.task(f"choosing {what}, {fraction:.0%} of training", len(alive) * students) as tick:
             asked = [_Asked(sets[candidate], streams["student", student]) for candidate in alive for student in range(students)]
             found = np.reshape(_judge(asked, network, short, judges, plan, cache, tick), (len(alive), students))
             scored = [Trial(candidate, rung, fraction, tuple(row)) for candidate, row in zip(alive, found.tolist(), strict=True)]

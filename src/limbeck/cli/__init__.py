@@ -15,6 +15,7 @@ VERBS = {
     "distill": ("limbeck.cli.verbs:distill", "Distill a source into one file, evaluate it beside its baselines, write a report."),
     "evaluate": ("limbeck.cli.verbs:evaluate", "Train students on a distilled file and measure them, beside random real images."),
     "score": ("limbeck.cli.verbs:score", "Label-robust and augmentation-robust scores of a distilled file, with every component."),
+    "labels": ("limbeck.cli.labels:app", "Choose how labels are made: `labels tune` spends a byte budget on images and labels, by validation."),
     "import": ("limbeck.cli.verbs:import_", "Turn a distilled set of another program (DC, MTT, SRe2L, tensors) into a limbeck file."),
     "compare": ("limbeck.cli.verbs:compare", "Paired differences in accuracy between results, with 95 % intervals."),
     "train": ("limbeck.cli.verbs:train", "Train a model, your own too, on a distilled file and save a checkpoint."),
