@@ -7,7 +7,6 @@ process's memory at two sizes: constant means that four times the images need no
 import json
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.peak import peak_megabytes
 from benchmarks.speed import machine
 from limbeck.data.opening import open_source
 from limbeck.data.pixels import normalize
@@ -66,7 +66,7 @@ def measure(folder: str, count: int, queue: "multiprocessing.Queue[dict[str, Any
     rates = {"opening_images_per_second": round(len(source) / opening, 1)} | {
         f"{name}_images_per_second": round(count / value, 1) for name, value in seconds.items()
     }
-    queue.put({"images": count, **rates, "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)})
+    queue.put({"images": count, **rates, "peak_mb": peak_megabytes()})
 
 
 if __name__ == "__main__":

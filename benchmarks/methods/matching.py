@@ -11,7 +11,6 @@ step in limbeck's process, where it gains from that setting too. A step of dc is
 import argparse
 import json
 import platform
-import resource
 import statistics
 import time
 from functools import cache
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.peak import peak_megabytes
 from limbeck.data.augment import DSA
 from limbeck.data.tables import ArrayTable
 from limbeck.labels.rules import LabelRule
@@ -127,7 +127,7 @@ def timed(case: str, plain: bool, width: int, cores: int, number: int) -> tuple[
             # every outer loop's first step draws a network: turns 0, 10, 20 ... of dc are alike
             method.step(given, state, Turn(10 * number, 1.0, given.streams["step", number]))
     seconds = time.perf_counter() - started
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return seconds, peak_megabytes()
 
 
 def measure(case: str, rounds: int, width: int, cores: int) -> dict[str, Any]:

@@ -13,7 +13,6 @@ other random images.
 import argparse
 import json
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.peak import peak_megabytes
 from benchmarks.speed import usual_allocator
 from limbeck.methods.trajectory_matching import Matched, Segment, recomputed, unrolled
 from limbeck.models import parse_model
@@ -90,7 +90,7 @@ def peak(kind: str, steps: int, width: int, cores: int) -> int:
     network = Network(parse_model(f"convnet-w{width}"), (1, 28, 28), CLASSES)
     plan = ExecutionPlan(chunk=32, threads=cores)
     own_step(network, plan, *segment(network, 1, steps), kind)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return peak_megabytes()
 
 
 def measure(width: int, ipc: int, rounds: int, cores: int) -> dict[str, Any]:

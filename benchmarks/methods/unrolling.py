@@ -12,7 +12,6 @@ of a fresh process that takes one eager step, for a growing T under the same W.
 import argparse
 import json
 import platform
-import resource
 import statistics
 import time
 from functools import cache
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.peak import peak_megabytes
 from limbeck.data.tables import ArrayTable
 from limbeck.labels.rules import LabelRule
 from limbeck.methods.bptt import BPTT, BPTTOptions
@@ -96,7 +96,7 @@ def timed(plain: bool, unroll: int, width: int, ipc: int, cores: int, eager: boo
         with threads(given.plan.threads):
             started = time.perf_counter()
             method.step(given, state, Turn(number, 1.0, given.streams["step", number]))
-    return time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return time.perf_counter() - started, peak_megabytes()
 
 
 def main() -> None:

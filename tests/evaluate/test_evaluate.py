@@ -210,3 +210,14 @@ def test_students_that_train_at_once_are_those_that_train_alone(tmp_path: Path) 
         path.unlink()
     again = run(tmp_path / "together", [[good()], [good(1)]], students=3, plan=PLAN.model_copy(update={"models": 4}))
     assert np.array_equal(together.loss, again.loss)
+
+
+def test_labels_that_only_a_regression_can_teach_are_refused_under_another_loss(tmp_path: Path) -> None:
+    given = good()
+    rows = torch.nn.functional.one_hot(given.owners, 2).float() - 0.2
+    labels = Labels.encode(rows, kind="free", precision="float32", sums_to_one=False)
+    sentence = r"^this set's labels are targets of a regression \(the least is -0.20\), which protocol tiny .* cannot teach; use --protocol frepo$"
+    taught = DistilledDataset(**{**vars(given), "labels": labels})
+    with pytest.raises(OptionError, match=sentence):
+        run(tmp_path, [[taught]])
+    assert run(tmp_path, [[taught]], recipe=PROTOCOL.recipe.with_(loss="mse")).diverged == 0

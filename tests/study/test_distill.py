@@ -176,3 +176,13 @@ def test_time_budgets_are_read(text: str, seconds: float) -> None:
 def test_what_is_no_time_is_one_sentence(text: str) -> None:
     with pytest.raises(OptionError, match=f"^a time budget looks like 90s, 20min or 1.5h, got '{text}'$"):
         parse_duration(text)
+
+
+def test_a_protocol_that_cannot_teach_a_method_s_labels_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    options = DistillOptions(ipc="1", model="mlp", method="frepo@smoke", protocol="dc")
+    with pytest.raises(OptionError) as caught:
+        distill("digits", options, tmp_path / "out")
+    assert str(caught.value) == (
+        "frepo@smoke learns labels for students that are trained by mse, but protocol dc trains them by cross-entropy; use --protocol frepo"
+    )
+    assert not (tmp_path / "out").exists()

@@ -58,14 +58,17 @@ def evaluate(
         for dataset in row:
             check_fit(dataset, table)
     recipe = recipe or protocol.recipe
+    for row in sets:
+        for dataset in row:
+            _check_labels(dataset, recipe, protocol)
     shape = (len(sets), len(sets[0]), students)
     accuracy, loss, worst = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     diverged, started = 0, time.monotonic()
     cells = list(np.ndindex(shape))
     with reporter.task(f"students: {name}", len(cells)) as tick:
         for group in in_groups(len(cells), plan):
-            members = [(sets[draw][expert], _student_streams(seed, draw, expert, student)) for draw, expert, student in (cells[i] for i in group)]
-            for index, result in zip(group, _students(members, network, recipe, table, plan, cache), strict=True):
+            members = [(sets[draw][expert], student_streams(seed, draw, expert, student)) for draw, expert, student in (cells[i] for i in group)]
+            for index, result in zip(group, score_students(members, network, recipe, table, plan, cache), strict=True):
                 accuracy[cells[index]] = result.accuracy
                 loss[cells[index]] = result.loss
                 worst[cells[index]] = np.nanmin(result.class_accuracy.numpy())
@@ -107,11 +110,22 @@ def images_shared_with_test(dataset: DistilledDataset, test: TestHandle) -> int:
     return int(np.isin(pixels, test.open_for_measurement().record_digests()).sum())
 
 
-def _student_streams(seed: int, draw: int, expert: int, student: int) -> Streams:
+def student_streams(seed: int, draw: int, expert: int, student: int) -> Streams:
     """Every cell trains students of its own, so that they are independent between cells; the same cell of another evaluation trains the same ones, so that two
     evaluations are paired. The first draw and expert number their students alone: a file evaluated later repeats them."""
     own = (*(("draw", draw) if draw else ()), *(("expert", expert) if expert else ()))
     return Streams(seed)[("evaluate", "student", student, *own)]
+
+
+def _check_labels(dataset: DistilledDataset, recipe: Recipe, protocol: Protocol) -> None:
+    if recipe.loss == "mse" or dataset.labels.kind != "free":
+        return
+    least = float(dataset.targets().min())
+    if least < 0:
+        raise OptionError(
+            f"this set's labels are targets of a regression (the least is {least:.2f}), which protocol {protocol.name} with its {recipe.loss} cannot teach; "
+            "use --protocol frepo"
+        )
 
 
 def check_fit(dataset: DistilledDataset, table: ImageTable) -> None:
@@ -132,10 +146,10 @@ def check_fit(dataset: DistilledDataset, table: ImageTable) -> None:
         )
 
 
-def _students(
+def score_students(
     members: Sequence[tuple[DistilledDataset, Streams]], network: Network, recipe: Recipe, table: ImageTable, plan: ExecutionPlan, cache: Cache
 ) -> list[Score]:
-    """Scores of students that train at once; from the cache when it knows all of them."""
+    """Scores on a test table of students of the given sets and streams, which train at once; from the cache when it knows all of them."""
     tasks = [_task(dataset, network, recipe, table, streams, plan) for dataset, streams in members]
     paths = [cache.path("students", cache.key("students", task), ".safetensors") for task in tasks]
     known = [result for result in map(_read_score, paths) if result is not None]

@@ -79,6 +79,7 @@ class FRePo:
     """
 
     Options = FRePoOptions
+    student_loss: ClassVar[str] = "mse"
     recipes: ClassVar[dict[str, dict[str, object]]] = {
         "published": {"steps": 500_000, "batch": 1024, "optimizer": "lamb", "image_lr": 3e-4, "label_lr": 3e-4, "last_rate": 0.1, "pool": 10},
         # on validation, 3 DSA students after 1,200 steps: 75.9 % with this ridge, 75.4 with 0.015, 72.5 with 0.3, 66.2 with 1

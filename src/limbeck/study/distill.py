@@ -22,7 +22,7 @@ from limbeck.choose.snapshot import best_learning_rate
 from limbeck.data.augment import suited_to
 from limbeck.errors import OptionError
 from limbeck.evaluate.evaluate import evaluate
-from limbeck.evaluate.protocols import Protocol, get_protocol
+from limbeck.evaluate.protocols import PROTOCOLS, Protocol, get_protocol
 from limbeck.experts.expert import Labeler
 from limbeck.labels.rules import LabelRule
 from limbeck.methods import SELECTORS
@@ -67,6 +67,7 @@ def distill(
     _check_names(options)
     protocol = protocol_for(options.protocol, source)
     method = method_of(options, source)
+    _check_protocol(method, protocol, options)
     budget = parse_duration(options.budget) if options.budget else None
     setting = Setting.open(source, options, options.seed, reporter, pixels=options.pixels)
     rule = label_rule(method, options)
@@ -217,6 +218,16 @@ def _check_names(options: DistillOptions) -> None:
         raise OptionError("--expert-file brings one finished network, so --expert-step has nothing to choose from; use one of them")
     if options.expert_file is not None and options.experts > 1:
         raise OptionError(f"--expert-file brings one expert, but --experts asks for {options.experts}; use one of them")
+
+
+def _check_protocol(method: Method, protocol: Protocol, options: DistillOptions) -> None:
+    wanted = getattr(method, "student_loss", None)
+    if options.evaluate and wanted is not None and protocol.recipe.loss != wanted:
+        fitting = [name for name, known in PROTOCOLS.items() if known.recipe.loss == wanted]
+        raise OptionError(
+            f"{options.method.partition(':')[0]} learns labels for students that are trained by {wanted}, but protocol {protocol.name} trains them by "
+            f"{protocol.recipe.loss}; use --protocol {' or '.join(fitting)}"
+        )
 
 
 def method_of(options: DistillOptions, source: str) -> Method:
