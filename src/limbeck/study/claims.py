@@ -219,14 +219,18 @@ class ArgmaxGrowsWith(Check):
             for stack, numbers in zip(stacks, places, strict=True):
                 means = (stack if pick is None else stack[:, pick[0], pick[1], pick[2]]).reshape(len(stack), -1).mean(1)
                 best.append(numbers[int(means.argmax())])
-            return sign * float(np.polyfit(np.arange(len(best)), np.array(best, dtype=np.float64), 1)[0])
+            steps = np.arange(len(best)) - (len(best) - 1) / 2
+            return sign * float(steps @ np.array(best, dtype=np.float64) / (steps @ steps))
 
         draws, experts, students = next(iter(sizes))
         center, found = slope(None), []
         generator = Streams(0)["study", "bootstrap"].numpy(self.argmax, self.along)
         for _ in range(_RESAMPLES if draws * experts * students > 1 else 0):
-            pick = generator.integers(draws, size=draws), generator.integers(experts, size=experts)
-            found.append(slope((pick[0][:, None, None], pick[1][None, :, None], generator.integers(students, size=(draws, experts, students)))))
+            shapes = ((draws, 1, 1), (1, experts, 1), (draws, experts, students))
+            first, second, third = (
+                np.asarray(generator.integers(most, size=size)) for most, size in zip((draws, experts, students), shapes, strict=True)
+            )
+            found.append(slope((first, second, third)))
         covers = " and ".join([name for name, count in (("image draws", draws), ("experts", experts)) if count > 1] + ["students"])
         low, high = (float(edge) for edge in np.quantile(found, [0.025, 0.975])) if found else (float("nan"), float("nan"))
         interval = Interval(center, low, high, covers if found else "nothing repeated", draws * experts * students)
@@ -314,18 +318,23 @@ def _check_names(study: Study, scale: str, check: Check, place: Place) -> None:
                 f"unknown axis {axis!r} at {study.text.words((*place, field))} (scale {scale!r}); {nearest(axis, set(axes) - set(REPEATS))}"
             )
     for field, selector in check.selectors:
-        where = study.text.words((*place, field))
-        if selector.arm not in study.arms(scale):
-            raise OptionError(f"unknown arm {selector.arm!r} at {where} (scale {scale!r}); {nearest(selector.arm, study.arms(scale))}")
-        for name, value in (selector.model_extra or {}).items():
-            if name not in axes:
-                raise OptionError(f"unknown key {name!r} at {where} (scale {scale!r}); {nearest(name, [*axes, 'arm', 'measure'])}")
-            for part in value if isinstance(value, list) else [value]:
-                if part not in axes[name]:
-                    values = ", ".join(map(str, axes[name]))
-                    raise OptionError(f"axis {name!r} has no value {part!r} at {where} (scale {scale!r}); it has {values}")
-        if not matching(study.cells(scale), selector.where):
-            raise OptionError(f"{selector.words} at {where} selects no cell of scale {scale!r}; check its values against the arm's `over`")
+        check_selector(study, scale, selector, (*place, field))
+
+
+def check_selector(study: Study, scale: str, selector: Selector, place: Place) -> None:
+    """Raises `OptionError`, with the place in the file, for an arm, axis or value that a scale does not have."""
+    axes, where = study.axes(scale), study.text.words(place)
+    if selector.arm not in study.arms(scale):
+        raise OptionError(f"unknown arm {selector.arm!r} at {where} (scale {scale!r}); {nearest(selector.arm, study.arms(scale))}")
+    for name, value in (selector.model_extra or {}).items():
+        if name not in axes:
+            raise OptionError(f"unknown key {name!r} at {where} (scale {scale!r}); {nearest(name, [*axes, 'arm', 'measure'])}")
+        for part in value if isinstance(value, list) else [value]:
+            if part not in axes[name]:
+                values = ", ".join(map(str, axes[name]))
+                raise OptionError(f"axis {name!r} has no value {part!r} at {where} (scale {scale!r}); it has {values}")
+    if not matching(study.cells(scale), selector.where):
+        raise OptionError(f"{selector.words} at {where} selects no cell of scale {scale!r}; check its values against the arm's `over`")
 
 
 def difference(left: np.ndarray, right: np.ndarray, level: float = 0.95) -> Interval:
@@ -364,8 +373,9 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> Interval:
     from scipy.stats import rankdata
 
     count = len(x)
-    matrix: np.ndarray = np.corrcoef(np.stack([rankdata(x), rankdata(y)]))
-    r = float(matrix[0, 1]) if count > 1 else float("nan")
+    first, second = (np.asarray(rankdata(side), dtype=np.float64) - (count + 1) / 2 for side in (x, y))
+    spread = math.sqrt(float(first @ first) * float(second @ second))
+    r = float(first @ second) / spread if spread else float("nan")
     if count < 4 or not math.isfinite(r):
         return Interval(r, float("nan"), float("nan"), "nothing repeated", count)
     z, error = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r))), math.sqrt((1 + r * r / 2) / (count - 3))

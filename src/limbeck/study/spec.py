@@ -1,4 +1,4 @@
-"""`Study`: an experiment as data. A TOML file says what is asked, what is trained on which scale, and what would answer the question. Free of torch."""
+"""`Study`: an experiment as data. A TOML file says what is asked, what is trained on which scale, and what would answer the question."""
 
 import itertools
 import re
@@ -56,10 +56,7 @@ class LabelSettings(_Frozen):
 class Making(_Frozen):
     """What one cell of an arm makes and measures, once the axes have their values."""
 
-    task: Annotated[
-        Literal["evaluate", "expert-score", "set"],
-        Field(description="evaluate: students on a set; expert-score: the expert itself; set: make the set only"),
-    ] = "evaluate"
+    task: Annotated[str, Field(description="evaluate: students on a set; expert-score: the expert itself; set: make the set only")] = "evaluate"
     method: Annotated[str, Field(description="how the images (or labels) are made: name, name@recipe, name:option=value")] = "random-real"
     ipc: Annotated[int | Literal["all"], Field(description="images per class, or 'all' training images")] = 1
     draw: Annotated[int, Field(ge=0, description="number of the image draw")] = 0
@@ -165,6 +162,7 @@ class Study:
     file: StudyFile
     text: Text
     content: str = field(repr=False)
+    _cells: dict[str, list[Cell]] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def load(path: Path) -> "Study":
@@ -206,7 +204,9 @@ class Study:
 
     def cells(self, scale: str) -> list[Cell]:
         """Every cell of a scale, in the file's order. Raises `OptionError` for a grid that cannot be."""
-        return [cell for name, arm in self.arms(scale).items() for cell in self._of_arm(scale, name, arm)]
+        if scale not in self._cells:
+            self._cells[scale] = [cell for name, arm in self.arms(scale).items() for cell in self._of_arm(scale, name, arm)]
+        return self._cells[scale]
 
     def axes(self, scale: str) -> dict[str, list[Scalar]]:
         """The names by which cells of a scale can be told apart, with their values: axes, and the names inside linked ones."""
@@ -267,9 +267,12 @@ class Study:
                         raise OptionError(f"unknown scale {scale!r} at {words((kind, number, 'scales'))}; {nearest(scale, file.scales)}")
         for name, described in file.scales.items():
             self._check_scale(name, described)
+        # these modules build on this one
+        from limbeck.study.analyses import check_analyses
         from limbeck.study.claims import check_claims
 
         check_claims(self)
+        check_analyses(self)
 
     def _check_scale(self, name: str, scale: Scale) -> None:
         words, place = self.text.words, ("scales", name)

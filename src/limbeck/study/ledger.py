@@ -1,0 +1,139 @@
+"""The ledger: one line of JSON for every finished task, forced to the disk before the next; only ever added to, by one process at a time."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from limbeck import store
+from limbeck.errors import LimbeckError
+from limbeck.study.spec import Cell
+
+Row = dict[str, Any]
+#: What may differ between two runs that agree.
+VOLATILE = ("seconds", "finished", "machine")
+
+
+class Ledger:
+    """Rows of finished tasks by key, in a file. Use it as a context manager to write; a second writer is refused.
+
+    A line that was not wholly written (the machine stopped in the middle) is dropped when the ledger is opened for writing, and overlooked when it is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._rows, self._whole = _read(self.path)
+        self._file: Any = None
+
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        """Rows by key, in the order in which they were added."""
+        return self._rows
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def __enter__(self) -> "Ledger":
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "ab")
+        except OSError as error:
+            raise LimbeckError(f"cannot write {str(self.path)!r}: {error.strerror or error}; choose another folder with --out") from None
+        if not _lock(self._file):
+            self._file.close()
+            raise LimbeckError(f"another run is writing {str(self.path)!r}; wait for it, or choose another folder with --out")
+        self._rows, self._whole = _read(self.path)
+        self._file.truncate(self._whole)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def add(self, row: Row) -> None:
+        """Adds the row of a finished task unless the ledger has it; it is on the disk when this returns."""
+        if row["key"] in self._rows:
+            return
+        try:
+            self._file.write((store.canonical_json(row) + "\n").encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise LimbeckError(f"cannot write {str(self.path)!r}: {error.strerror or error}; free some space, and run the study again") from None
+        self._rows[row["key"]] = row
+
+    def canonical(self, keys: Sequence[str] | None = None) -> str:
+        """The rows (of some keys; default: all) sorted by key, one JSON line each, without times and machines: equal for runs that agree."""
+        wanted = self._rows if keys is None else set(keys)
+        rows = [{name: value for name, value in row.items() if name not in VOLATILE} for key, row in self._rows.items() if key in wanted]
+        return "".join(store.canonical_json(row) + "\n" for row in sorted(rows, key=lambda row: str(row["key"])))
+
+    def to_parquet(self, path: Path, cells: Sequence[Cell], keys: Sequence[str]) -> None:
+        """Writes one row for every measured cell: arm, axes as columns ``axis.NAME``, and the ledger's row with measures as columns of their own."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        axes = list(dict.fromkeys(name for cell in cells for name in cell.coordinates))
+        table = [_flat(cell, axes, self._rows[key]) for cell, key in zip(cells, keys, strict=True) if key in self._rows]
+        names = list(dict.fromkeys(name for row in table for name in row))
+        columns = {name: _column([row.get(name) for row in table]) for name in names}
+        store.write_atomically(path, lambda temporary: pq.write_table(pa.table(columns), temporary))
+
+
+def _flat(cell: Cell, axes: Sequence[str], row: Row) -> dict[str, Any]:
+    plain = {name: row[name] for name in ("key", "kind", "seconds", "finished")}
+    texts = {name: store.canonical_json(row[name]) for name in ("settings", "inputs", "digests", "facts", "versions", "machine")}
+    measures = {f"measure.{name}": value if isinstance(value, list) else [value] for name, value in row["measures"].items()}
+    return {"arm": cell.arm, **{f"axis.{name}": cell.coordinates.get(name) for name in axes}, **plain, **measures, **texts}
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Values of one type: an axis may have numbers and words ("best") for values, and numbers with and without a fraction."""
+    if any(isinstance(value, str) for value in values):
+        return [None if value is None else str(value) for value in values]
+    if any(isinstance(value, float) for value in values):
+        return [None if value is None else float(value) for value in values]
+    if any(isinstance(value, list) for value in values):
+        return [None if value is None else [None if part is None else float(part) for part in value] for value in values]
+    return values
+
+
+def _read(path: Path) -> tuple[dict[str, Row], int]:
+    """The whole rows and how many bytes they take. Raises `LimbeckError` for a damaged line that is not the last."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return {}, 0
+    rows: dict[str, Row] = {}
+    position = 0
+    while position < len(content):
+        end = content.find(b"\n", position)
+        try:
+            row = json.loads(content[position : end if end >= 0 else len(content)])
+            rows[row["key"]] = row
+        except (ValueError, KeyError, TypeError):
+            if end >= 0 and content[end + 1 :].strip():
+                line = content[:position].count(b"\n") + 1
+                raise LimbeckError(
+                    f"line {line} of {str(path)!r} is damaged; remove the line, and run the study again to do that task once more"
+                ) from None
+            return rows, position
+        if end < 0:  # whole, but perhaps not all of it reached the disk
+            rows.pop(row["key"])
+            return rows, position
+        position = end + 1
+    return rows, position
+
+
+def _lock(file: Any) -> bool:
+    """Takes the file for this process until it is closed, however the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # where the system has no such lock
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

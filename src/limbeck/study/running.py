@@ -1,0 +1,223 @@
+"""Runs a study: opens the data, builds the graph, does what is not finished, writes the ledger. Also what `status`, `resume` and `report` need of a run's folder."""
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limbeck import store
+from limbeck.errors import DataError, OptionError
+from limbeck.progress import SILENT, Reporter
+from limbeck.study.analyses import Made, analyze
+from limbeck.study.artefacts import Artefacts
+from limbeck.study.claims import Verdict, decide
+from limbeck.study.executors import Executor, ExecutorOptions, make_executor
+from limbeck.study.graph import Builder, DataKey, Graph, Unit, select
+from limbeck.study.ledger import Ledger
+from limbeck.study.pricing import Estimate, price
+from limbeck.study.setting import Setting
+from limbeck.study.spec import Study
+from limbeck.study.study_options import ExecutionOptions, StudyOptions
+from limbeck.study.tasks import Premises, check_facts, data_key
+from limbeck.study.view import View
+
+STUDY, RUN, LEDGER, ROWS = "study.toml", "run.json", "ledger.jsonl", "rows.parquet"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study says so far: the analyses by id, and the verdict on each claim by id."""
+
+    view: View
+    analyses: Mapping[str, Made]
+    verdicts: Mapping[str, Verdict]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder with the study, its graph and what is finished."""
+
+    out: Path
+    study: Study
+    scale: str
+    graph: Graph
+    ledger: Ledger
+    artefacts: Artefacts
+    done: int = 0
+    reused: int = 0
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Of each kind of task, how many are finished and how many there are."""
+        kinds = dict.fromkeys(task.kind for task in self.graph.tasks.values())
+        tasks = {kind: [task for task in self.graph.tasks.values() if task.kind == kind] for kind in kinds}
+        return {kind: (sum(task.key in self.ledger for task in members), len(members)) for kind, members in tasks.items()}
+
+    def findings(self) -> Findings:
+        """Analyses and verdicts from what is measured so far."""
+        view = View(self.study, self.scale, self.graph.cells, self.graph.keys, self.ledger.rows)
+        analyses = analyze(view, self.artefacts)
+        measured = {name: made[0] for name, made in analyses.items()}
+        claims = [claim for claim in self.study.file.claims if claim.scales is None or self.scale in claim.scales]
+        return Findings(view, analyses, {claim.id: decide(claim, view, measured) for claim in claims})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: counts, verdicts, measurements and where files lie."""
+        findings = self.findings()
+        return {
+            "study": self.study.file.name,
+            "scale": self.scale,
+            "out": str(self.out),
+            "ledger": str(self.out / LEDGER),
+            "tasks": {kind: {"finished": done, "all": total} for kind, (done, total) in self.counts().items()},
+            "done_now": self.done,
+            "reused": self.reused,
+            "claims": {name: verdict.to_dict() for name, verdict in findings.verdicts.items()},
+            "analyses": {name: made[0].to_dict() for name, made in findings.analyses.items()},
+        }
+
+
+def price_study(study: Study, options: StudyOptions) -> Estimate:
+    """What a run would cost if nothing were finished; opens no data."""
+    scale = study.scale(options.scale)
+    graph = Builder(study, options.scale, DataKey.unseen(scale.pixels), device=options.device, threads=options.threads).graph()
+    units = graph.needed(select(graph.cells, options.only))
+    return price(graph, options.scale, scale, {task.key for unit in units for task in unit}, options.rate)
+
+
+def default_out(study: Study, scale: str) -> Path:
+    """``runs/studies/NAME-SCALE``."""
+    return Path("runs/studies") / f"{study.file.name}-{scale}"
+
+
+def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) -> Run:
+    """Does every task that is not finished, and returns the run. Raises `OptionError` or `DataError` before anything expensive is begun."""
+    scale, out = study.scale(options.scale), options.out or default_out(study, options.scale)
+    artefacts = Artefacts.at(options.store)
+    before = _read_run(out)
+    if before and (before["study"], before["scale"]) != (study.file.name, options.scale):
+        raise OptionError(f"{str(out)!r} holds a run of {before['study']!r} on scale {before['scale']!r}; choose another folder with --out")
+    setting = Setting.open(scale.source, scale.open, scale.seed, reporter, pixels=scale.pixels)
+    check_facts(setting, scale.data, study.text.words(("scales", options.scale, "data")))
+    data = data_key(setting, scale.pixels)
+    same = bool(before) and before["device"] == options.device and (options.threads is None or before["threads"] == options.threads)
+    threads = before["threads"] if same else options.threads or max(1, (os.cpu_count() or 1) // options.workers)
+    builder = Builder(study, options.scale, data, device=options.device, threads=threads, plans=before["plans"] if same else None)
+    graph = builder.graph()
+    units = graph.needed(select(graph.cells, options.only))
+    store.write_text(out / STUDY, study.content)
+    described = {
+        "study": study.file.name,
+        "scale": options.scale,
+        "data": vars(data),
+        "plans": builder.plans,
+        "device": options.device,
+        "threads": threads,
+        "store": options.store,
+    }
+    store.write_json(out / RUN, described)
+    premises = Premises(
+        source=scale.source,
+        open=scale.open.model_dump(mode="json"),
+        pixels=scale.pixels,
+        seed=scale.seed,
+        cache=str(artefacts.cache.root.resolve()),
+        url=artefacts.url,
+        digests=vars(data),
+    )
+    given = ExecutorOptions(options.executor, options.address, options.workers, options.gpus)
+    with Ledger(out / LEDGER) as ledger:
+        todo = _unfinished(units, graph, ledger, artefacts)
+        reused = sum(len(unit) for unit in units) - sum(len(unit) for unit in todo)
+        done = 0
+        if todo:
+            executor = make_executor(given, premises, artefacts, reporter, threads)
+            try:
+                done = _execute(todo, executor, ledger, reporter, f"{study.file.name}, {options.scale}")
+            finally:
+                executor.close()
+        run = Run(out, study, options.scale, graph, ledger, artefacts, done, reused)
+        write_rows(run)
+    return run
+
+
+def resume_study(out: Path, options: ExecutionOptions, reporter: Reporter = SILENT) -> Run:
+    """Goes on with a run in its folder, as it was begun."""
+    study, before = _stored(out)
+    changes = {key: before[key] for key in ("scale", "device", "threads", "store")}
+    return run_study(study, StudyOptions(**options.model_dump(), **changes, out=out), reporter)
+
+
+def open_run(out: Path) -> Run:
+    """What a run's folder holds; opens no data and does no work."""
+    study, before = _stored(out)
+    builder = Builder(study, before["scale"], DataKey(**before["data"]), device=before["device"], threads=before["threads"], plans=before["plans"])
+    return Run(Path(out), study, before["scale"], builder.graph(), Ledger(Path(out) / LEDGER), Artefacts.at(before["store"]))
+
+
+def write_rows(run: Run) -> None:
+    """Writes the ledger as a Parquet table of cells, where any is measured."""
+    if any(key in run.ledger for key in run.graph.keys):
+        run.ledger.to_parquet(run.out / ROWS, run.graph.cells, run.graph.keys)
+
+
+def _execute(todo: list[Unit], executor: Executor, ledger: Ledger, reporter: Reporter, name: str) -> int:
+    """Hands out units as what they build on is finished; every row goes to the ledger as it comes. Returns the number of tasks done."""
+    missing = {task.key for unit in todo for task in unit}
+    waiting, done = list(todo), 0
+
+    def hand_out() -> None:
+        for unit in [unit for unit in waiting if not any(key in missing for task in unit for key in task.ancestors)]:
+            waiting.remove(unit)
+            executor.submit(unit)
+
+    with (SILENT if executor.talks else reporter).task(f"study {name}", len(missing)) as tick:
+        hand_out()
+        while missing:
+            unit, rows = executor.wait()
+            for row in rows:
+                ledger.add(row)
+            missing -= {task.key for task in unit}
+            done += len(unit)
+            tick(len(unit))
+            hand_out()
+    return done
+
+
+def _unfinished(units: Collection[Unit], graph: Graph, ledger: Ledger, artefacts: Artefacts) -> list[Unit]:
+    """The units with work to do, in order. Rows of tasks that another study finished are added to the ledger; a finished task whose files are gone is done again
+    only when something builds on it."""
+    unit_of = {task.key: unit for unit in graph.units for task in unit}
+    order = {unit[0].key: place for place, unit in enumerate(graph.units)}
+    open_units = [unit for unit in units if not all(task.key in ledger for task in unit)]
+    seen: set[str] = set()
+    todo: list[Unit] = []
+    while open_units:
+        unit = open_units.pop()
+        if unit[0].key in seen:
+            continue
+        seen.add(unit[0].key)
+        found = [artefacts.find(task.key) for task in unit]
+        if all(row is not None for row in found):
+            for row in found:
+                ledger.add(row or {})
+            continue
+        todo.append(unit)
+        open_units += [unit_of[key] for task in unit for key in task.ancestors]
+    return sorted(todo, key=lambda unit: order[unit[0].key])
+
+
+def _stored(out: Path) -> tuple[Study, dict[str, Any]]:
+    before = _read_run(out)
+    if not before or not (Path(out) / STUDY).is_file():
+        raise DataError(f"{str(out)!r} holds no run of a study; name the folder that `limbeck study run` printed")
+    return Study.load(Path(out) / STUDY), before
+
+
+def _read_run(out: Path) -> dict[str, Any]:
+    try:
+        before: dict[str, Any] = json.loads((Path(out) / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return before if {"study", "scale", "data", "plans", "device", "threads", "store"} <= set(before) else {}

@@ -1,0 +1,134 @@
+from pathlib import Path
+
+import pytest
+from tests.study.studies import SMALL
+
+from limbeck.errors import DataError, OptionError
+from limbeck.study.graph import Builder, DataKey
+from limbeck.study.spec import Study, moment
+
+EDGE = {
+    "students = 2": ("studnets = 2", "unknown key 'studnets' at scales.smoke.studnets (line 49 of study.toml); did you mean 'students'? known: "),
+    'labels = { kind = "hard" }': (
+        'labels = { kid = "hard" }',
+        "unknown key 'kid' at arms.hard.labels.kid (line 20 of study.toml); did you mean 'kind'?",
+    ),
+    "epochs = 2": ("epoch = 2", "unknown key 'epoch' at scales.smoke.experts.main.epoch (line 40 of study.toml); did you mean 'epochs'?"),
+    'cost = "seconds"\n': ("", "missing key 'cost' at scales.smoke (line 43 of study.toml); add it"),
+    'task = "expert-score"': ('task = "expert-scores"', "unknown task 'expert-scores'; did you mean 'expert-score'?"),
+    "epoch = [1, 2]": (
+        "epoch = [1, 3]",
+        "snapshots are kept at epochs 0 to 2 and at 1/2, 1/4 ... 1/32 of the first, got 3; use one of these, or more epochs at ",
+    ),
+    "ipc = [1, 4] }": ("ipc = [] }", "axis 'ipc' has no value at scales.smoke.axes.ipc (line 50 of study.toml); give it at least one"),
+    "ipc = [1, 4]": ("ipc = [4, 4]", "axis 'ipc' has the value 4 twice at scales.smoke.axes.ipc (line 50 of study.toml); name each value once"),
+    'over = ["epoch"]': (
+        'over = ["epcoh"]',
+        "arm 'expert' is crossed over 'epcoh', which scale 'smoke' does not set, at arms.expert.over (line 8 of study.toml)",
+    ),
+    'at = "{epoch}"\n\n': (
+        'at = "{epcoh}"\n\n',
+        "{epcoh} at arms.expert.at (line 9 of study.toml) is no axis of this arm and no value of scale 'smoke'; did you mean",
+    ),
+    'kind = "greater"': ('kind = "greatr"', "unknown check 'greatr'; did you mean 'greater'?"),
+    'left = { arm = "hard", ipc = 4 }': (
+        'left = { arm = "hard", ipc = 5 }',
+        "axis 'ipc' has no value 5 at claims[0].check.left (line 26 of study.toml) (scale 'smoke'); it has 1, 4",
+    ),
+    "above = 0.5": ("abve = 0.5", "unknown key 'abve' at claims[1].check.abve (line 32 of study.toml); did you mean 'above'?"),
+    'name = "curves"': ('name = "curve"', "unknown study analysis 'curve'; did you mean 'curves'?"),
+    'x = "epoch"': ('xx = "epoch"', "unknown key 'xx' at analyses[0].options.xx (line 37 of study.toml); did you mean 'x'?"),
+    'protocol = "dc"': ("protocol = 7", "scales.smoke.protocol (line 47 of study.toml): input should be a valid string, got 7"),
+    "question =": ("question", "study.toml is not TOML: expected '=' after a key in a key/value pair (at line 3, column 10); mend that place"),
+}
+
+
+def _plan(content: str) -> None:
+    Builder(Study.parse(content), "smoke", DataKey.unseen("normalize"), threads=1).graph()
+
+
+@pytest.mark.parametrize("old", EDGE)
+def test_a_mistake_is_one_sentence_with_its_place(old: str) -> None:
+    new, sentence = EDGE[old]
+    assert old in SMALL
+    with pytest.raises(OptionError) as refused:
+        _plan(SMALL.replace(old, new, 1))
+    assert str(refused.value).startswith(sentence)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ('protocol = "dc"', 'protocol = "dcc"', "unknown protocol 'dcc'; did you mean 'dc'?"),
+        ("lr = 0.1", "lrr = 0.1", "unknown key 'lrr' at scales.smoke.recipe.lrr (line 48 of study.toml); did you mean 'lr'?"),
+        (
+            'labels = { kind = "soft" }',
+            'labels = { kind = "soft" }\ntransforms = ["swp:rank=2"]',
+            "unknown label transform 'swp'; did you mean 'swap'?",
+        ),
+        (
+            'labels = { kind = "soft" }',
+            'labels = { kind = "soft" }\nmethod = "mtt"',
+            "method 'mtt' learns from whole trajectories of experts; add for example trajectories = 3",
+        ),
+        (
+            'at = "{epoch}"\nlabels',
+            'at = "step 7"\nlabels',
+            "the expert keeps no snapshot at step 7; kept steps: 0, 1, 3, 6, 12, at arms.soft (line 11 of study.toml)",
+        ),
+    ],
+)
+def test_names_and_grids_are_checked_before_data_are_opened(old: str, new: str, sentence: str) -> None:
+    study = Study.parse(SMALL.replace(old, new, 1))
+    with pytest.raises(OptionError) as refused:
+        Builder(study, "smoke", DataKey.unseen("normalize"), threads=1).graph()
+    assert str(refused.value).startswith(sentence)
+    assert "study.toml" in str(refused.value)
+
+
+def test_linked_axes_set_several_names_at_once() -> None:
+    content = SMALL.replace(
+        "axes = { epoch = [1, 2], ipc = [1, 4] }", "axes = { epoch = [1, 2], ipc = [1, 4], best = [{ n = 1, e = 2 }, { n = 4, e = 1 }] }"
+    )
+    study = Study.parse(content + '[arms.linked]\nover = ["best"]\nipc = "{n}"\nat = "{e}"\ntransforms = ["top-k:k={n}"]\n')
+    cells = [cell for cell in study.cells("smoke") if cell.arm == "linked"]
+    assert [(cell.coordinates, cell.making.ipc, cell.making.at, cell.making.transforms) for cell in cells] == [
+        ({"n": 1, "e": 2}, 1, 2, ("top-k:k=1",)),
+        ({"n": 4, "e": 1}, 4, 1, ("top-k:k=4",)),
+    ]
+    assert study.axes("smoke")["n"] == [1, 4]
+
+
+def test_a_scale_runs_the_arms_that_it_names_with_its_values() -> None:
+    study = Study.parse(
+        SMALL.replace('at = "{epoch}"\nlabels', 'at = "{when}"\nlabels') + 'values = { when = "last" }\narms = ["soft", "expert", "hard"]\n'
+    )
+    assert {cell.making.at for cell in study.cells("smoke") if cell.arm == "soft"} == {"last"}
+    with pytest.raises(OptionError, match="unknown arm 'hard' at claims\\[0\\].check.left"):
+        Study.parse(SMALL + 'arms = ["soft", "expert"]\n')
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read the study .*none.toml': No such file or directory; name a .toml file of studies/"):
+        Study.load(tmp_path / "none.toml")
+
+
+def test_moments_of_a_training() -> None:
+    assert [moment(at, 3) for at in (0, 3, 0.25, "best", "last", "step 211")] == [
+        ("epoch", 0),
+        ("epoch", 3),
+        ("epoch", 0.25),
+        ("best", 0),
+        ("last", 0),
+        ("step", 211),
+    ]
+    with pytest.raises(OptionError, match="a snapshot is an epoch, 'best', 'last' or 'step N', got 'beast'"):
+        moment("beast", 3)
+
+
+def test_every_study_of_the_repository_is_sound() -> None:
+    files = sorted(Path("studies").rglob("*.toml"))
+    assert files
+    for file in files:
+        assert file.relative_to("studies").with_suffix("").as_posix() == Study.load(file).file.name
