@@ -24,6 +24,7 @@ State = dict[str, Tensor]
 
 Metrics = Mapping[str, float]
 _KIND = "interrupted method"
+_FILE = "state.safetensors"
 _MOST_HALVINGS = 10
 _SAVE_EVERY_SECONDS = 30.0
 
@@ -88,7 +89,7 @@ def run_method(
     halved. `check` (a validation accuracy, say) is called on the interim set at `checks` equally spaced moments, the end excluded.
     """
     total = method.total_steps(problem)
-    file = folder / "state.safetensors" if folder is not None else None
+    file = folder / _FILE if folder is not None else None
     restored = _load(file)
     state, progress = restored if restored is not None else (method.init(problem), Progress())
     state = {name: tensor.to(problem.plan.device) for name, tensor in state.items()}
@@ -154,6 +155,14 @@ def _recorded(total: int) -> range:
     """Steps whose metrics are kept: about fifty of them, and the last."""
     stride = max(1, total // 50)
     return range(total, 0, -stride)
+
+
+def seconds_spent(folder: Path) -> float:
+    """How long earlier, interrupted or finished, runs of the same work took together; 0 when there was none."""
+    try:
+        return float(store.load_header(folder / _FILE, _KIND)["progress"]["seconds"])
+    except (FileFormatError, KeyError, TypeError):
+        return 0.0
 
 
 def _load(file: Path | None) -> tuple[State, Progress] | None:

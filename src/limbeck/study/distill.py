@@ -7,7 +7,7 @@ import math
 import platform
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from limbeck.experts.expert import Labeler
 from limbeck.labels.rules import LabelRule
 from limbeck.methods import SELECTORS
 from limbeck.methods.budget import counts_for, parse_bytes
-from limbeck.methods.driver import Check, Method, run_method
+from limbeck.methods.driver import Check, Method, run_method, seconds_spent
 from limbeck.methods.parse import parse_method
 from limbeck.methods.problem import Problem
 from limbeck.models import parse_model
@@ -100,8 +100,9 @@ def distill(
     lap = time.monotonic()
     experts = prepare_experts(method, problem, setting, options, cache, reporter, _random_real)
     seconds["expert and choice"], lap = time.monotonic() - lap, time.monotonic()
-    sets = draw_sets(method, problem, experts, options, budget, cache, reporter)
-    seconds["distilling"] = time.monotonic() - lap
+    earlier: list[float] = []
+    sets = draw_sets(method, problem, experts, options, budget, cache, reporter, on_resume=earlier.append)
+    seconds["distilling"] = sum(earlier) + time.monotonic() - lap
     dataset = sets[0][0]
     dataset.save(out / FILE)
 
@@ -288,9 +289,18 @@ def _provenance(source: str, setting: Setting, method: Method, options: DistillO
 
 
 def draw_sets(
-    method: Method, problem: Problem, experts: Experts, options: DistillOptions, seconds: float | None, cache: Cache, reporter: Reporter
+    method: Method,
+    problem: Problem,
+    experts: Experts,
+    options: DistillOptions,
+    budget: float | None,
+    cache: Cache,
+    reporter: Reporter,
+    *,
+    on_resume: Callable[[float], None] = lambda seconds: None,
 ) -> Sets:
-    """A set of every draw and expert; each kept in the cache as it grows, so a stopped job goes on."""
+    """A set of every draw and expert; each kept in the cache as it grows, so a stopped job goes on. `on_resume` is told the seconds that earlier runs spent on a
+    set."""
     check = _validation_check(problem) if options.checks and len(problem.validation) else None
     if steps := method.total_steps(problem):
         plan = plan_for(problem.network, steps * _IMAGES_OF_A_STEP, device=options.device, threads=options.threads)
@@ -303,7 +313,8 @@ def draw_sets(
         for labeler in experts.labelers if uses_labeler(method, problem.rule) else (None,):
             given = drawn.with_expert(labeler)
             folder = cache.path("methods", cache.key("methods", _method_task(method, given, options.checks)))
-            row.append(run_method(method, given, reporter, folder=folder, budget_seconds=seconds, check=check, checks=options.checks))
+            on_resume(seconds_spent(folder))
+            row.append(run_method(method, given, reporter, folder=folder, budget_seconds=budget, check=check, checks=options.checks))
         sets.append(row)
     return sets
 
