@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from limbeck.analyze import ANALYSES
 from limbeck.data import SOURCES
 from limbeck.data.normalizations import NORMALIZATIONS
 from limbeck.data.opening import NEEDS_TARGET
@@ -16,6 +17,7 @@ from limbeck.evaluate.protocols import PROTOCOLS
 from limbeck.labels import TRANSFORMS
 from limbeck.methods import METHODS, SELECTORS
 from limbeck.models import MODELS, ModelSpec
+from limbeck.study.audit_options import AuditSettings
 from limbeck.study.label_options import TuneLabelsOptions
 from limbeck.study.options import DistillOptions, ImportOptions, ScoreOptions
 from limbeck.types.recipe import Recipe
@@ -32,6 +34,7 @@ def page() -> str:
     """The whole page."""
     sources = {name: f"Written `{name}:{NEEDS_TARGET[name]}`." if name in NEEDS_TARGET else f"Written `{name}`." for name in SOURCES}
     models = {name: f"Options: {_model_options(name)}." for name in MODELS}
+    analyses = {name: f"Options: {_fields(ANALYSES[name].Options)}." for name in ANALYSES}
     methods = {name: f"Options: {_fields(METHODS[name].Options)}." for name in METHODS}
     sections = [
         HEAD,
@@ -52,12 +55,16 @@ def page() -> str:
             models,
         ),
         _entries("Pixel spaces", "`--pixels NAME`; see [Pixel spaces](../pixel-spaces.md).", PIXEL_SPACES, {}),
+        _entries(
+            "Analyses", "`limbeck analyze FILE NAME`, with options as `--option NAME:KEY=VALUE`. See [Analyses](../analyses.md).", ANALYSES, analyses
+        ),
         _normalizations(),
         _protocols(),
         _options("Recipe fields", "How a network is trained, as data: a protocol's and a distilled file's `recipe`.", Recipe, str),
         _options("Options of `limbeck distill`", "The same options exist in Python as `limbeck.DistillOptions`.", DistillOptions, _flag),
         _options("Options of `limbeck labels tune`", "See [Label budget](../label-budget.md).", TuneLabelsOptions, _flag),
         _options("Options of `limbeck import`", "See [Importing](../importing.md).", ImportOptions, _flag),
+        _options("Options of `limbeck audit`", "And those of `limbeck distill`. See [Reading an audit](../audit.md).", AuditSettings, _flag),
         _options("Options of `limbeck score`", "See [Robust scores](../scores.md).", ScoreOptions, _flag),
     ]
     return "\n".join(sections)
@@ -78,7 +85,7 @@ def _normalizations() -> str:
 
 def _protocols() -> str:
     """One row per protocol and one column per recipe field in which any two of them differ."""
-    recipes = {protocol.label: protocol.recipe.model_dump() for protocol in PROTOCOLS.values()}
+    recipes = {protocol.label: {field: getattr(protocol.recipe, field) for field in Recipe.model_fields} for protocol in PROTOCOLS.values()}
     columns = [field for field in Recipe.model_fields if len({repr(recipe[field]) for recipe in recipes.values()}) > 1]
     shared = {field: next(iter(recipes.values()))[field] for field in Recipe.model_fields if field not in columns}
     rows = [[f"`{label}`", *(_value(recipe[field]) for field in columns)] for label, recipe in recipes.items()]

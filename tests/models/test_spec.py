@@ -53,8 +53,8 @@ def test_a_factory_is_recognized_and_not_imported():
     [
         (
             "convnt",
-            "unknown model 'convnt'; did you mean 'convnet'? known: alexnet, convnet, convnet-tiny, lenet, mlp, resnet18, resnet18-ap, resnet18-bn, "
-            "resnet32, softmax, vgg11, timm:NAME, or package.module:function for your own",
+            "unknown model 'convnt'; did you mean 'convnet'? known: alexnet, convnet, convnet-tiny, lenet, linear, mlp, resnet18, resnet18-ap, resnet18-bn, "
+            "resnet32, softmax, transformer, vgg11, timm:NAME, or package.module:function for your own",
         ),
         ("convnet:widht=3", "model convnet has no option 'widht'; did you mean 'width'? known: depth, norm, width"),
         ("softmax:width=3", "model softmax has no option 'width'; it takes none"),

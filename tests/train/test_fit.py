@@ -228,3 +228,37 @@ def test_predictions_are_the_modules_own_in_evaluation_mode(model: str) -> None:
     assert torch.allclose(found, expected, atol=1e-5)
     assert sum(ticks) == len(TABLE)
     assert predict(net, state, gaussians(0), PixelSpace(), PLAN).shape == (0, 2)
+
+
+def test_betas_are_adams():
+    recipe = Recipe(optimizer="adam", lr=0.01, weight_decay=0, batch_size=42, steps=5, betas=(0.5, 0.7), shuffle=False)
+    found = run(network(), recipe).network
+    start = network().init(Streams(0))
+    module = torch.nn.utils.skip_init(torch.nn.Linear, 64, 2)
+    module.weight.data, module.bias.data = start["head.weight"].clone(), start["head.bias"].clone()
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01, betas=(0.5, 0.7))
+    inputs, owners = EXAMPLES.pixels(TABLE.images).flatten(1), torch.from_numpy(TABLE.labels.copy())
+    for _ in range(5):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(inputs), owners).backward()
+        optimizer.step()
+    torch.testing.assert_close(found["head.weight"], module.weight.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_without_shuffling_batches_come_in_the_order_of_the_examples_and_a_whole_batch_is_read_once(monkeypatch):
+    reads: list[list[int]] = []
+    original = Examples.batch
+
+    def counted(self: Examples, indices: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        reads.append(indices.tolist())
+        return original(self, indices, device)
+
+    monkeypatch.setattr(Examples, "batch", counted)
+    run(network(), MOMENTUM.with_(shuffle=False, epochs=2))
+    assert reads == 2 * [list(range(16)), list(range(16, 32)), list(range(32, 42))]
+    reads.clear()
+    whole = MOMENTUM.with_(shuffle=False, batch_size=64, steps=7)
+    straight = run(network(), whole, plan=WHOLE)
+    assert reads == [list(range(42))]
+    half = run(network(), whole.with_(steps=3), plan=WHOLE)
+    assert same(run(network(), whole, plan=WHOLE, state=half), straight)

@@ -46,3 +46,11 @@ def test_setting_one_length_clears_the_other() -> None:
     assert Recipe(steps=7).with_(lr=0.5).steps == 7
     with pytest.raises(ValidationError, match="speed"):
         Recipe(steps=7).with_(speed=1)
+
+
+def test_later_fields_are_left_out_of_records_where_they_have_their_default():
+    assert not {"betas", "shuffle"} & Recipe(steps=1).model_dump().keys()
+    changed = Recipe(steps=1, betas=(0.9, 0.98), shuffle=False)
+    assert changed.model_dump()["betas"] == (0.9, 0.98)
+    assert Recipe(**changed.model_dump(mode="json")) == changed
+    assert changed.with_(steps=2).shuffle is False

@@ -18,7 +18,8 @@ def build(spec: ModelSpec, *, shape: tuple[int, int, int], classes: int, generat
     """A freshly initialized float32 model on the CPU that maps images [B, C, H, W] to logits [B, `classes`]; `shape` is (C, H, W).
 
     A model of the table is initialized from `generator` alone, layer by layer in definition order, with PyTorch's default distributions: weights and
-    biases of convolutions and linear layers U(-b, b), b = 1/sqrt(fan_in); normalization scale 1, shift 0, running mean 0 and variance 1.
+    biases of convolutions and linear layers U(-b, b), b = 1/sqrt(fan_in); normalization scale 1, shift 0, running mean 0 and variance 1; and embeddings
+    N(0, 1/width).
 
     The user's own ``package.module:function`` is imported (the working directory is searched too) and called as ``function((C, H, W), classes)``;
     it returns a ``torch.nn.Module``. It may use PyTorch's global random state, which is seeded from `generator` for the call and put back after it.
@@ -53,7 +54,10 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
                 layer.weight.uniform_(-bound, bound, generator=generator)
                 if layer.bias is not None:
                     layer.bias.uniform_(-bound, bound, generator=generator)
-            case nn.GroupNorm() | nn.BatchNorm2d():
+            case nn.Embedding():
+                # unlike PyTorch's N(0, 1): an embedded token has about unit length, whatever the width
+                layer.weight.normal_(0, layer.embedding_dim**-0.5, generator=generator)
+            case nn.GroupNorm() | nn.LayerNorm() | nn.BatchNorm2d():
                 layer.reset_parameters()
             case _ if [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]:
                 raise TypeError(f"no default initialization is known for {type(layer).__name__}; add it to limbeck.models.construct.initialize")

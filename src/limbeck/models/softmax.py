@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from limbeck.models.classifier import Classifier
-from limbeck.models.spec import SoftmaxOptions
+from limbeck.models.spec import LinearOptions, SoftmaxOptions
 
 
 class Softmax(Classifier):
@@ -14,6 +14,18 @@ class Softmax(Classifier):
         super().__init__()
         channels, height, width = shape
         self.head = nn.Linear(channels * height * width, classes)
+
+    def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
+        return images.flatten(1)
+
+
+class Linear(Classifier):
+    """Softmax regression without bias: the linear teachers and students of the leak experiments. C*H*W*K parameters."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, options: LinearOptions) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.head = nn.Linear(channels * height * width, classes, bias=False)
 
     def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
         return images.flatten(1)

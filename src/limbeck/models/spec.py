@@ -27,6 +27,22 @@ class SoftmaxOptions(ModelOptions):
     """Softmax regression has none."""
 
 
+class LinearOptions(ModelOptions):
+    """Softmax regression without bias has none."""
+
+
+class TransformerOptions(ModelOptions):
+    """`vocabulary` numbers; `depth` blocks of `heads` heads, `width` wide, with `hidden` units."""
+
+    vocabulary: int = Field(114, ge=2)
+    width: int = Field(128, ge=1)
+    heads: int = Field(4, ge=1)
+    hidden: int = Field(512, ge=1)
+    depth: int = Field(1, ge=1)
+    norm: bool = False
+    activation: Literal["relu", "gelu"] = "relu"
+
+
 class MLPOptions(ModelOptions):
     """`depth` hidden layers of `width` units."""
 
@@ -89,6 +105,8 @@ _TABLE: dict[str, tuple[str, type[ModelOptions]]] = {
     "convnet-tiny": ("limbeck.models.convnet:ConvNet", ConvNetTinyOptions),
     "mlp": ("limbeck.models.mlp:MLP", MLPOptions),
     "softmax": ("limbeck.models.softmax:Softmax", SoftmaxOptions),
+    "linear": ("limbeck.models.softmax:Linear", LinearOptions),
+    "transformer": ("limbeck.models.transformer:Transformer", TransformerOptions),
     "lenet": ("limbeck.models.lenet:LeNet", LeNetOptions),
     "alexnet": ("limbeck.models.alexnet:AlexNet", AlexNetOptions),
     "vgg11": ("limbeck.models.vgg:VGG11", VGGOptions),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from limbeck.data.augment import Augment, Params, parse_augment
 from limbeck.data.tables import ImageTable
+from limbeck.errors import OptionError
 from limbeck.progress import Tick
 from limbeck.streams import Streams
 from limbeck.train.examples import Examples, StoredImages
@@ -67,7 +68,8 @@ def fit(
 
     Batches are passes over a fresh permutation of the examples, the last batch of a pass possibly smaller; the loss of a batch is its mean. Data order comes
     from the stream ``order/epoch`` and augmentation from ``augment/step``, so training that is resumed from any `TrainingState` continues exactly as if
-    it had never stopped. Examples with labels for each view show view e in epoch e, and `recipe.augment` is not used. `observe` is called with the live
+    it had never stopped. Examples with weights count by them.
+    Examples with labels for each view show view e in epoch e, and `recipe.augment` is not used. `observe` is called with the live
     state before training (when 0 is in `observe_at`) and after the steps in `observe_at`; it must copy what it keeps.
     """
 
@@ -141,10 +143,12 @@ def _groups(jobs: Sequence[Job], plan: ExecutionPlan) -> list[list[int]]:
     """Indices of the jobs that train together: alone, or in stacks of those that can share every batch shape."""
     if plan.models == 1:
         return [[index] for index in range(len(jobs))]
-    alike: dict[tuple[int, int, bool, bool], list[int]] = {}
+    alike: dict[tuple[int, int, bool, bool, bool], list[int]] = {}
     for index, job in enumerate(jobs):
         start = job.start
-        alike.setdefault((start.step, len(job.examples), job.examples.views is not None, bool(start.optimizer)), []).append(index)
+        examples = job.examples
+        kind = (start.step, len(examples), examples.views is not None, examples.weights is not None, bool(start.optimizer))
+        alike.setdefault(kind, []).append(index)
     return [group[start : start + plan.models] for group in alike.values() for start in range(0, len(group), plan.models)]
 
 
@@ -162,6 +166,7 @@ def _train(
     feed = Feed([job.examples for job in jobs], device)
     augment = None if feed.replays else parse_augment(recipe.augment)
     apply = _augmenter(augment, plan) if augment is not None else None
+    _check_weights(network, jobs, augment)
     stepper = Stepper(network, recipe, plan, [(job.start.network, job.start.optimizer) for job in jobs])
     factors = [_rate_factor(recipe, step, total, decays) for step in range(start, total)]
     rates = torch.outer(torch.tensor(factors), torch.tensor([recipe.lr if job.lr is None else job.lr for job in jobs])).to(device)
@@ -179,9 +184,7 @@ def _train(
 
     if start == 0:
         snapshot(0)
-    epochs = (step // recipe.steps_per_epoch(count) for step in range(start, total))
-    orders = zip(*(_order(count, recipe, job.streams, start, total) for job in jobs), strict=True)
-    for step, (images, labels) in zip(range(start, total), feed.batches(zip(epochs, orders, strict=True)), strict=True):
+    for step, (images, labels, weights) in zip(range(start, total), _batches(feed, jobs, recipe, start, total), strict=True):
         if augment is not None and apply is not None:
             batch = images.shape[1]
             drawn = augment.merge([augment.draw(batch, network.shape, job.streams.torch("augment", step)) for job in jobs], batch)
@@ -190,11 +193,33 @@ def _train(
             images = apply(images.flatten(0, 1), drawn).view_as(images)
         if step in restarts[1:]:
             stepper.forget()
-        stepper(images, labels, rates[step - start], numbers[step - start])
+        stepper(images, labels, rates[step - start], numbers[step - start], weights)
         tick(len(jobs))
         snapshot(step + 1)
     stepper.close()
     return states(max(start, total))
+
+
+def _batches(feed: Feed, jobs: Sequence[Job], recipe: Recipe, start: int, total: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    count, per_epoch = len(jobs[0].examples), recipe.steps_per_epoch(len(jobs[0].examples))
+    if not recipe.shuffle and per_epoch == 1 and not feed.replays:  # every batch is all examples in their order
+        everything = [(0, [torch.arange(count)] * len(jobs))] * min(1, total - start)
+        return (batch for batch in feed.batches(everything) for _ in range(start, total))
+    epochs = (step // per_epoch for step in range(start, total))
+    orders = zip(*(_order(count, recipe, job.streams, start, total) for job in jobs), strict=True)
+    return feed.batches(zip(epochs, orders, strict=True))
+
+
+def _check_weights(network: Network, jobs: Sequence[Job], augment: Augment | None) -> None:
+    """An image of weight 0 must not be seen through others."""
+    if all(job.examples.weights is None for job in jobs):
+        return
+    if network.has_batch_statistics:
+        raise OptionError(f"weights on examples need a network without batch statistics, got {network.spec}; use one with norm=instance")
+    if jobs[0].examples.views is not None or (augment is not None and augment.mixes):
+        raise OptionError(
+            f"weights on examples need images that are shown one at a time, got the augmentation {augment or 'of the views'}; use one that does not mix"
+        )
 
 
 def _augmenter(augment: Augment, plan: ExecutionPlan) -> Callable[[Tensor, Params], Tensor]:
@@ -208,7 +233,7 @@ def _order(count: int, recipe: Recipe, streams: Streams, start: int, total: int)
     for step in range(start, total):
         epoch, position = divmod(step, per_epoch)
         if position == 0 or step == start:
-            permutation = torch.randperm(count, generator=streams.torch("order", epoch))
+            permutation = torch.randperm(count, generator=streams.torch("order", epoch)) if recipe.shuffle else torch.arange(count)
         yield permutation[position * recipe.batch_size : (position + 1) * recipe.batch_size]
 
 

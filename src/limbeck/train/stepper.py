@@ -45,13 +45,18 @@ class Stepper:
             self._plain, self._advance = self._fast, Recorded(self._step)
 
     def __call__(
-        self, images: Float[Tensor, "S B C H W"], labels: Float[Tensor, "S B K"], rates: Float[Tensor, " S"], number: Float[Tensor, ""]
+        self,
+        images: Float[Tensor, "S B C H W"],
+        labels: Float[Tensor, "S B K"],
+        rates: Float[Tensor, " S"],
+        number: Float[Tensor, ""],
+        weights: Float[Tensor, "S B"] | None = None,
     ) -> None:
-        """Takes step `number` (from 1; a tensor, since a recorded program cannot be given another constant) on a batch of each model, at the rates of each."""
-        if self._stacked:
-            self._advance(images, labels, rates, number)
-        else:
-            self._advance(images[0], labels[0], rates[0], number)
+        """Takes step `number` (from 1; a tensor, since a recorded program cannot be given another constant) on a batch of each model, at the rates of each.
+        With `weights` the loss of a batch is the weighted mean."""
+        given = (images, labels, rates, *(() if weights is None else (weights,)))
+        images, labels, rates, *rest = given if self._stacked else (tensor[0] for tensor in given)
+        self._advance(images, labels, rates, number, *rest)
 
     def close(self) -> None:
         """Frees what was recorded."""
@@ -70,22 +75,24 @@ class Stepper:
         count = len(next(iter(network.values())))
         return [({name: t[i] for name, t in network.items()}, {name: t[i] for name, t in slots.items()}) for i in range(count)]
 
-    def _step(self, images: Tensor, labels: Tensor, rates: Tensor, number: Tensor) -> None:
+    def _step(self, images: Tensor, labels: Tensor, rates: Tensor, number: Tensor, *weights: Tensor) -> None:
         axis = 1 if self._stacked else 0
         batch = images.shape[axis]
         size = _pieces(batch, self._plan.chunk, self._plan.lanes)
         parameters = [self._network[name] for name in self._names]
 
-        pieces = list(zip(images.split(size, axis), labels.split(size, axis), strict=True))
+        pieces = list(zip(*(tensor.split(size, axis) for tensor in (images, labels, *weights)), strict=True))
+        # a batch in which nothing counts has no gradient, and no mean
+        count = torch.where(weights[0].sum(axis) > 0, weights[0].sum(axis), 1) if weights else batch
 
         def gradient(lane: int) -> list[Tensor]:
             total: list[Tensor] = []
-            for part, rows in pieces[lane :: self._plan.lanes]:
-                whole = self._pads and part.shape[axis] < size
-                loss = (self._fast if whole or part.shape[axis] == size else self._plain)[lane](
-                    self._network, *((_padded(part, size, axis), _padded(rows, size, axis)) if whole else (part, rows))
-                )
-                new = list(torch.autograd.grad(loss.sum() / batch, parameters))
+            for part in pieces[lane :: self._plan.lanes]:
+                found = part[0].shape[axis]
+                whole = self._pads and found < size
+                given = [_padded(tensor, size, axis) for tensor in part] if whole else part
+                loss = (self._fast if whole or found == size else self._plain)[lane](self._network, *given)
+                new = list(torch.autograd.grad((loss / count).sum() if weights else loss.sum() / batch, parameters))
                 total = list(torch._foreach_add(total, new)) if total else new
             return total
 
@@ -182,7 +189,7 @@ def _update_of(recipe: Recipe) -> Update:
         decay = recipe.weight_decay
         if recipe.optimizer == "adamw":  # Loshchilov and Hutter 2019: the parameters decay, not the gradients
             parameters, decay = {name: tensor * (1 - rate * decay) for name, tensor in parameters.items()}, 0.0
-        return adam_step(parameters, gradients, slots, lr=rate, number=number, weight_decay=decay)
+        return adam_step(parameters, gradients, slots, lr=rate, betas=recipe.betas, number=number, weight_decay=decay)
 
     return sgd if recipe.optimizer == "sgd" else adam
 

@@ -1,8 +1,12 @@
 """`Recipe`: how a network is trained, as data. Free of torch, so that the command line's help is instant."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+#: Fields that came later: left out of records where they have their default, so that keys and files made before stay the same.
+_LATER: dict[str, Any] = {"betas": (0.9, 0.999), "shuffle": True}
 
 
 class Recipe(BaseModel):
@@ -17,8 +21,10 @@ class Recipe(BaseModel):
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(0.01, gt=0, description="learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of Adam's two means")
     weight_decay: float = Field(5e-4, ge=0)
     batch_size: int = Field(256, ge=1)
+    shuffle: bool = Field(True, description="a fresh order for every pass; without it, the order of the examples, and a batch of all is read once")
     epochs: int | None = Field(None, ge=0)
     steps: int | None = Field(None, ge=0)
     schedule: Literal["constant", "step", "cosine"] = "constant"
@@ -30,6 +36,11 @@ class Recipe(BaseModel):
     augment: str = "none"
     restart_momentum_at_decay: bool = Field(False, description="quirk: the optimizer is rebuilt at the decay, so momentum is lost")
     extra_epoch: bool = Field(False, description="quirk: the loop runs epochs + 1 times and decays after 0-based epoch E // 2 + 1")
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: Callable[[Any], Any]) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key not in _LATER or getattr(self, key) != _LATER[key]}
 
     @model_validator(mode="after")
     def _one_length(self) -> "Recipe":
