@@ -4,8 +4,11 @@ import pytest
 from tests.study.studies import SMALL
 
 from limbeck.errors import DataError, OptionError
+from limbeck.study.analyses import STUDY_ANALYSES
+from limbeck.study.claims import CHECKS
 from limbeck.study.graph import Builder, DataKey
-from limbeck.study.spec import Study, moment
+from limbeck.study.kinds import KINDS
+from limbeck.study.spec import Making, Scale, Study, moment
 
 EDGE = {
     "students = 2": ("studnets = 2", "unknown key 'studnets' at scales.smoke.studnets (line 49 of study.toml); did you mean 'students'? known: "),
@@ -132,3 +135,9 @@ def test_every_study_of_the_repository_is_sound() -> None:
     assert files
     for file in files:
         assert file.relative_to("studies").with_suffix("").as_posix() == Study.load(file).file.name
+
+
+def test_the_page_names_every_task_check_analysis_and_key() -> None:
+    page = Path("docs/studies.md").read_text()
+    names = [*KINDS, *CHECKS, *STUDY_ANALYSES, *Making.model_fields, *Scale.model_fields]
+    assert [name for name in names if f"`{name}`" not in page and f"scales.X.{name}." not in page] == []

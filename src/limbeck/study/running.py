@@ -126,6 +126,8 @@ def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) 
         url=artefacts.url,
         digests=vars(data),
     )
+    if options.executor == "ray" and not options.gpus and any(plan["device"].startswith("cuda") for plan in builder.plans.values()):
+        raise OptionError("the tasks run on a GPU, but Ray was not told how much of one each may take; use --gpus 1, --gpus 0.25 or --device cpu")
     given = ExecutorOptions(options.executor, options.address, options.workers, options.gpus)
     with Ledger(out / LEDGER) as ledger:
         todo = _unfinished(units, graph, ledger, artefacts)
