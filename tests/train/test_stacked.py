@@ -111,7 +111,7 @@ def test_images_placed_on_a_device_give_the_batches_of_the_tables(targets: str) 
     assert placed is not None
     assert len(placed.images) == 84
     images, labels = placed.batch(torch.stack(rows))
-    [(plain_images, plain_labels)] = Feed(members, torch.device("cpu")).batches([(0, rows)])
+    [(plain_images, plain_labels, _)] = Feed(members, torch.device("cpu")).batches([(0, rows)])
     assert torch.equal(images, plain_images)
     assert torch.equal(labels, plain_labels)
     assert images.shape == (3, 3, 1, 8, 8)

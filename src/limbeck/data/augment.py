@@ -36,6 +36,11 @@ _ASPECTS, _ATTEMPTS = (3 / 4, 4 / 3), 10  # of resized_crop
 class Augment(ABC):
     """A random map of image batches to image batches of the same shape. Every subclass is a frozen dataclass: compare it, store `str` of it."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether an output shows more than one input."""
+        return False
+
     @abstractmethod
     def draw(self, batch: int, shape: Shape, generator: Generator) -> Params:
         """Random decisions for `batch` images of `shape` (C, H, W), on the CPU, as tensors that may be saved."""
@@ -225,6 +230,10 @@ class ResizedCrop(Augment):
 class _Mixing(Augment):
     """What mixes each image with a partner of its own batch."""
 
+    @property
+    def mixes(self) -> bool:
+        return True
+
     def _merged(self, name: str, drawn: Sequence[Params], batch: int) -> Tensor:
         if name == "partner":
             return torch.cat([params[name] + index * batch for index, params in enumerate(drawn)])
@@ -293,6 +302,10 @@ class Chain(Augment):
     """Augmentations one after the other; parameter names carry the step's position: ``0.crop``, ``1.lam``."""
 
     steps: tuple[Augment, ...]
+
+    @property
+    def mixes(self) -> bool:
+        return any(step.mixes for step in self.steps)
 
     def draw(self, batch: int, shape: Shape, generator: Generator) -> Params:
         """Each step's parameters, drawn in order."""
@@ -379,6 +392,8 @@ def dsa_strategy_for(source: str) -> str:
 
 def suited_to(text: str, source: str) -> str:
     """An augmentation's text without ``flip`` in a DSA strategy where mirroring changes the classes of `source` (as `dsa_strategy_for`)."""
+    if text == "students":  # trajectory matching's word for what the students' recipe says, which is suited where that is
+        return text
     kind = source if source.startswith("composed:") else source.partition(":")[0]
     augment = parse_augment(text)
     if not isinstance(augment, DSA) or "flip" not in augment.operations or "flip" in dsa_strategy_for(kind):

@@ -19,13 +19,21 @@ from limbeck.types.pixels import PixelSpace
 class Examples:
     """Images of a table with their targets in a pixel space. Targets are class numbers [N], or label rows [N, K].
 
-    With `views`, training sees each image as its views, under their labels (`view_batch`); `targets` are then the mean labels.
+    With `views`, training sees each image as its views, under their labels (`view_batch`); `targets` are then the mean labels. With `weights`, which are not
+    negative, the loss of a batch is the weighted mean: an image of weight 0 is as good as left out, while batches, order and augmentation stay those of all.
     """
 
     table: "ImageTable | StoredImages"
     targets: Tensor
     pixels: PixelSpace
     views: LabeledViews | None = None
+    weights: Float[Tensor, " N"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and not (len(self.weights) == len(self.table) and bool((self.weights >= 0).all())):
+            raise OptionError(
+                f"weights need {len(self.table)} numbers that are not negative, one for each image, got {self.weights.tolist()[:10]}; mend them"
+            )
 
     @staticmethod
     def of_table(table: ImageTable, pixels: PixelSpace) -> "Examples":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import tee
 
 import torch
 from jaxtyping import Float, Int
@@ -26,25 +27,31 @@ class Feed:
         self.device = device
         self.replays = members[0].views is not None
         self._placed = _Placed.of(self.members, device) if device.type != "cpu" and not self.replays else None
+        weights = [member.weights for member in members if member.weights is not None]
+        self._weights = torch.stack(weights).float().to(device) if weights else None
 
     def batches(
         self, orders: Iterable[tuple[int, Sequence[Int[Tensor, " B"]]]]
-    ) -> Iterator[tuple[Float[Tensor, "S B C H W"], Float[Tensor, "S B K"]]]:
-        """The batches of `orders` in turn; each entry has the epoch and the indices of every model."""
+    ) -> Iterator[tuple[Float[Tensor, "S B C H W"], Float[Tensor, "S B K"], Float[Tensor, "S B"] | None]]:
+        """The batches of `orders` in turn, with the weights of their images where they have any; each entry has the epoch and the indices of every model."""
         if self._placed is not None:
             for _, rows in orders:
-                yield self._placed.batch(torch.stack(list(rows)))
+                yield *self._placed.batch(torch.stack(list(rows))), self._weights_of(rows)
             return
         if len(self.members) == 1 and not self.replays:
-            for images, labels in self.members[0].batches((rows[0] for _, rows in orders), self.device):
-                yield images[None], labels[None]
+            ahead, shown = tee(rows for _, rows in orders)
+            for (images, labels), rows in zip(self.members[0].batches((rows[0] for rows in ahead), self.device), shown, strict=True):
+                yield images[None], labels[None], self._weights_of(rows)
             return
         for epoch, rows in orders:
             pairs = zip(self.members, rows, strict=True)
             parts = [
                 member.view_batch(indices, epoch, self.device) if self.replays else member.batch(indices, self.device) for member, indices in pairs
             ]
-            yield torch.stack([images for images, _ in parts]), torch.stack([labels for _, labels in parts])
+            yield torch.stack([images for images, _ in parts]), torch.stack([labels for _, labels in parts]), self._weights_of(rows)
+
+    def _weights_of(self, rows: Sequence[Int[Tensor, " B"]]) -> Float[Tensor, "S B"] | None:
+        return None if self._weights is None else self._weights.gather(1, sent(torch.stack(list(rows)), self.device))
 
 
 class _Placed:

@@ -154,25 +154,26 @@ def _activation_values(network: Network) -> int:
     return sum(counts)
 
 
-LossOfState = Callable[[State, Tensor, Tensor], Tensor]
+LossOfState = Callable[..., Tensor]
 
 
 @lru_cache(maxsize=64)
 def loss_of_state(
     network: Network, loss: str, temperature: float, precision: str, device_type: str, *, stacked: bool = False, compiled: bool = False, lane: int = 0
 ) -> LossOfState:
-    """``(state, images [B, C, H, W], labels [B, K]) -> summed loss`` in training mode; with bfloat16 the network runs under autocast and the loss in float32.
+    """``(state, images [B, C, H, W], labels [B, K]) -> summed loss`` in training mode, or with a fourth argument, weights [B], the weighted sum. With bfloat16 the
+    network runs under autocast and the loss in float32.
 
-    `stacked` maps it over a leading axis of all three, which gives one loss for each model. `compiled` compiles it, once for each batch shape; without a C++
+    `stacked` maps it over a leading axis of all of them, which gives one loss for each model. `compiled` compiles it, once for each batch shape; without a C++
     compiler it stays eager, with one warning. Functions of different lanes may run at the same time.
     """
     criterion, narrow, module = make_loss(loss, temperature), precision == "bfloat16", network.template(lane)
 
-    def summed_loss(state: State, images: Tensor, labels: Tensor) -> Tensor:
+    def summed_loss(state: State, images: Tensor, labels: Tensor, *weights: Tensor) -> Tensor:
         module.train()
         with torch.autocast(device_type, torch.bfloat16, enabled=narrow):
             logits = torch.func.functional_call(module, state, (images,))
-        return criterion(logits.float(), labels)
+        return criterion(logits.float(), labels, *weights)
 
     mapped = torch.func.vmap(summed_loss) if stacked else summed_loss
     if not compiled or not can_compile(device_type):
@@ -184,7 +185,7 @@ def loss_of_state(
     program = torch.compile(mapped, dynamic=False)
     if stacked:
         return program
-    return lambda state, images, labels: program(state, images.contiguous(memory_format=torch.channels_last), labels)
+    return lambda state, images, *rows: program(state, images.contiguous(memory_format=torch.channels_last), *rows)
 
 
 @cache
