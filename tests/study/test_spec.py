@@ -4,7 +4,6 @@ import pytest
 from tests.study.studies import SMALL
 
 from limbeck.errors import DataError, OptionError
-from limbeck.study.analyses import STUDY_ANALYSES
 from limbeck.study.claims import CHECKS
 from limbeck.study.graph import Builder, DataKey
 from limbeck.study.kinds import KINDS
@@ -137,7 +136,7 @@ def test_every_study_of_the_repository_is_sound() -> None:
         assert file.relative_to("studies").with_suffix("").as_posix() == Study.load(file).file.name
 
 
-def test_the_page_names_every_task_check_analysis_and_key() -> None:
+def test_the_page_names_every_task_check_and_key() -> None:
     page = Path("docs/studies.md").read_text()
-    names = [*KINDS, *CHECKS, *STUDY_ANALYSES, *Making.model_fields, *Scale.model_fields]
+    names = [*KINDS, *CHECKS, *Making.model_fields, *Scale.model_fields]
     assert [name for name in names if f"`{name}`" not in page and f"scales.X.{name}." not in page] == []
