@@ -31,6 +31,20 @@ def test_survives_json_and_keeps_what_could_not_be_measured_as_nan() -> None:
     assert np.isnan(again.residuals["lanczos"])
 
 
+def test_a_single_number_that_could_not_be_measured_survives_json() -> None:
+    nothing = np.array(np.nan)
+    made = Measurement(
+        "x", "x", {"gap": Quantity(nothing, (), "", nothing, nothing), "edge": Quantity(np.array(1.0), (), "", np.array(0.5), nothing)}
+    )
+    record = made.to_dict()
+    again = Measurement.from_dict(json.loads(json.dumps(record, allow_nan=False)))
+    assert np.isnan(again["gap"].values)
+    assert again["edge"].low == 0.5
+    assert again["edge"].high is not None
+    assert np.isnan(again["edge"].high)
+    assert again.to_dict() == record
+
+
 def test_axes_and_bounds_must_fit() -> None:
     with pytest.raises(ValueError, match="one axis name for each of its 1 sides"):
         Quantity(np.zeros(3))

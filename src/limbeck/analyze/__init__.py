@@ -7,5 +7,12 @@ from limbeck.registry import Registry
 
 ANALYSES = Registry(
     "analysis",
-    {},
+    {
+        "recognition": "limbeck.analyze.recognition:Recognition",
+        "mixing": "limbeck.analyze.mixing:Mixing",
+        "agreement": "limbeck.analyze.agreement:Agreement",
+        "curvature": "limbeck.analyze.curvature:Curvature",
+        "influence": "limbeck.analyze.influence:Influence",
+        "semantics": "limbeck.analyze.semantics:Semantics",
+    },
 )

@@ -15,6 +15,7 @@ from limbeck.data.splits import TestHandle, scores
 from limbeck.data.tables import ImageTable, Subset
 from limbeck.errors import FileFormatError, LimbeckError
 from limbeck.evaluate.evaluate import check_fit
+from limbeck.experts.expert import Labeler
 from limbeck.experts.trajectory import Trajectory
 from limbeck.models import parse_model
 from limbeck.progress import Reporter
@@ -101,7 +102,8 @@ class Subject:
     """A distilled set with everything that an analysis may use.
 
     `pixels` is the pixel space of real images (the set has its own, ``dataset.pixels``). `network`, `recipe` and `plan` are those of the set's students, by the
-    protocol that `protocol` names. `threads` is what the user asked for, for plans of other networks (`plan_for`).
+    protocol that `protocol` names. `labeler` is the expert that labeled the set, where it is at hand. `threads` is what the user asked for, for plans of
+    other networks (`plan_for`).
     """
 
     dataset: DistilledDataset
@@ -116,6 +118,7 @@ class Subject:
     plan: ExecutionPlan
     cache: Cache
     trajectories: Trajectories
+    labeler: Labeler | None = None
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -156,6 +159,7 @@ class Subject:
             "pixels": store.content_digest(self.pixels.header(), self.pixels.tensors()),
             "model": self.network.identity,
             "recipe": self.recipe.model_dump(mode="json"),
+            "labeler": None if self.labeler is None else self.labeler.digest,
             "streams": [self.streams.root, *self.streams.path],
             "plan": self.plan.model_dump(exclude={"reason"}),
         }

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+from limbeck.analyze import ANALYSES
 from limbeck.data import SOURCES
 from limbeck.data.normalizations import NORMALIZATIONS
 from limbeck.data.pixels import PIXEL_SPACES
@@ -21,6 +22,7 @@ _TABLES: dict[str, Registry] = {
     "selectors": SELECTORS,
     "transforms": TRANSFORMS,
     "models": MODELS,
+    "analyses": ANALYSES,
     "pixel-spaces": PIXEL_SPACES,
 }
 
@@ -44,12 +46,19 @@ def explanation(topic: str) -> str:
         return _file_words(Path(topic))
     for kind, table in _TABLES.items():
         if topic in table:
-            return f"{topic} ({kind[:-1]})\n\n{inspect.getdoc(table[topic])}"
+            return f"{topic} ({'analysis' if kind == 'analyses' else kind[:-1]})\n\n{inspect.getdoc(table[topic])}{_options_words(table[topic])}"
     if topic in PROTOCOLS:
         protocol = PROTOCOLS[topic]
         settings = "\n".join(f"  {key}: {value}" for key, value in protocol.recipe.model_dump().items() if value not in (None, (), False))
         return f"{protocol.label} (protocol)\n\n{protocol.note}\nSource: {protocol.source}\n\n{settings}"
     raise OptionError(f"nothing is named {topic!r}; {nearest(topic, [*PROTOCOLS, *(name for table in _TABLES.values() for name in table)])}")
+
+
+def _options_words(thing: object) -> str:
+    """The options of a method or an analysis, one a line."""
+    kind = getattr(thing, "Options", None)
+    fields = {} if kind is None else kind.model_fields
+    return "\n\nOptions:" + "".join(f"\n  {name} ({field.default}): {field.description}" for name, field in fields.items()) if fields else ""
 
 
 def _first_sentence(thing: object) -> str:

@@ -87,10 +87,7 @@ class Measurement:
         """Inverse of `to_dict`, except that what was not finite comes back as NaN."""
         try:
             known = {key: record[key] for key in Measurement.__dataclass_fields__}
-            quantities = {
-                name: Quantity(**{**given, "axes": tuple(given["axes"]), **{key: _array(given[key]) for key in ("values", "low", "high")}})
-                for name, given in known["quantities"].items()
-            }
+            quantities = {name: Quantity(**{**given, "axes": tuple(given["axes"]), **_arrays(given)}) for name, given in known["quantities"].items()}
             axes = {name: tuple(values) for name, values in known["axes"].items()}
             residuals = {name: float("nan") if value is None else value for name, value in known["residuals"].items()}
             return Measurement(**{**known, "quantities": quantities, "axes": axes, "residuals": residuals, "notes": tuple(known["notes"])})
@@ -104,5 +101,11 @@ def _plain(values: np.ndarray) -> Any:
     return float(values) if np.isfinite(values) else None
 
 
-def _array(values: Any) -> np.ndarray | None:
-    return None if values is None else np.array(values, dtype=np.float64)
+def _arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray | None]:
+    """Values and bounds; null is NaN for a value and for one bound of two, and stands for no interval where both bounds are null."""
+    bounds = {key: given[key] for key in ("low", "high")}
+    bounded = any(bound is not None for bound in bounds.values())
+    return {
+        "values": np.array(given["values"], dtype=np.float64),
+        **{key: np.array(bound, dtype=np.float64) if bounded else None for key, bound in bounds.items()},
+    }

@@ -1,0 +1,116 @@
+"""The page of analyses: every kind of plot from small measurements, tables in per cent, and a page that needs nothing else."""
+
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from tests.small import subject
+
+from limbeck.analyze.subject import Plot
+from limbeck.report.analysis import plot_figure, quantity_rows, render_analysis, write_analysis
+from limbeck.study.analyzing import Outcome
+from limbeck.types.measurement import Measurement, Quantity
+
+STEPS = (0, 1, 10)
+PLOTS = (
+    Plot("curve", "A curve", x="step", color="kind", panel="place", log=True),
+    Plot("level", "Levels", x="kind", color="place", kind="dots", reading="Read it so."),
+    Plot("shades", "Shades", x="step", color="kind", kind="heat"),
+    Plot("spots", "Spots", x="point", color="spot_class", shape="spot_mark", kind="scatter"),
+    Plot("nearest", "Nearest", x="image", kind="gallery"),
+    Plot("absent", "Not measured", x="step"),
+)
+
+
+def measurement() -> Measurement:
+    rng = np.random.default_rng(0)
+    curve = rng.random((2, 3, 2))
+    return Measurement(
+        analysis="recognition",
+        title="Recognition",
+        quantities={
+            "curve": Quantity(curve, ("kind", "step", "place"), "fraction of test images", curve - 0.1, curve + 0.1, "networks"),
+            "level": Quantity(np.array([[0.5, -0.25], [0.125, np.nan]]), ("kind", "place"), "kappa"),
+            "shades": Quantity(curve[..., 0], ("kind", "step"), "fraction"),
+            "spots": Quantity(rng.normal(size=(4, 2)), ("point", "coordinate")),
+            "spot_class": Quantity(np.array([0.0, 1, 0, 1]), ("point",)),
+            "spot_mark": Quantity(np.array([1.0, 1, 0, 0]), ("point",)),
+            "nearest": Quantity(np.array([[0.0, 3], [7, np.nan]]), ("image", "rank")),
+            "gap": Quantity(np.array(0.031), (), "difference of fractions, paired", np.array(0.01), np.array(0.05), "networks"),
+        },
+        axes={
+            "step": STEPS,
+            "kind": ("first", "second"),
+            "place": ("here", "there"),
+            "point": (0, 1, 2, 3),
+            "coordinate": ("x", "y"),
+            "class": ("band 0", "band 1"),
+            "image": (0, 5),
+            "rank": (1, 2),
+        },
+        settings={"seeds": 2},
+        notes=("one note",),
+    )
+
+
+class Drawn:
+    name, title, summary, version = "recognition", "Recognition", "Does it draw?", 1
+    headline = ("gap", "level", "absent")
+    plots: ClassVar[tuple[Plot, ...]] = PLOTS
+
+
+@pytest.fixture(autouse=True)
+def _its_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.report.analysis.ANALYSES", {"recognition": Drawn})
+
+
+def test_every_kind_of_plot_is_drawn_at_every_width_and_the_unmeasured_is_not() -> None:
+    made = measurement()
+    for plot in PLOTS[:4]:
+        figure = plot_figure(made, plot)
+        assert figure is not None
+        for width in (1000, 340):
+            assert figure.svg(width).startswith("<svg")
+        assert figure.alt.startswith(plot.title)
+    assert plot_figure(made, PLOTS[-1]) is None
+
+
+def test_fractions_are_shown_in_per_cent_and_what_has_no_value_as_a_dash() -> None:
+    rows = quantity_rows(measurement(), ("gap", "level", "absent"))
+    assert rows[0] == ["gap", "", "3.1  [1.0, 5.0]", "points, paired"]
+    assert rows[1:] == [
+        ["level", "first, here", "0.5", "kappa"],
+        ["level", "first, there", "−0.25", "kappa"],
+        ["level", "second, here", "0.125", "kappa"],
+        ["level", "second, there", "–", "kappa"],
+    ]
+
+
+def test_an_axis_that_is_not_drawn_is_averaged() -> None:
+    made = measurement()
+    figure = plot_figure(made, Plot("curve", "A curve", x="step", color="kind", log=True))
+    assert figure is not None
+    best = 100 * made["curve"].values.mean(2).max()
+    assert f"{best:.3g}" in figure.alt
+
+
+def test_the_page_is_complete_and_names_what_was_skipped(tmp_path: Path) -> None:
+    outcomes = (Outcome("recognition", measurement()), Outcome("mixing", refusal="mixing needs more <classes>"))
+    page = write_analysis("a set on digits", outcomes, subject(), tmp_path)
+    html = page.read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
+    assert "://" not in re.sub(r'xmlns(:\w+)?="[^"]+"', "", html)
+    for text in (
+        "What has it learned? a set on digits",
+        "Does it draw?",
+        "one note",
+        "mixing needs more &lt;classes&gt;",
+        "Read it so.",
+        "3.1  [1.0, 5.0]",
+    ):
+        assert text in html
+    assert html.count("data:image/png") == 2 + 3  # two distilled images and the test images that are named
+    assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"recognition-curve.png", "recognition-spots.svg"}
+    assert render_analysis("a set on digits", outcomes, subject())[0] == html
