@@ -246,4 +246,6 @@ def test_hard_labels_can_be_transformed_and_logits_cannot() -> None:
     noisy = transform_set(distilled(table), ["noise:rate=1"], Streams(0).torch("transform"))
     assert torch.equal(noisy.targets().argmax(1), 1 - torch.from_numpy(table.labels.copy()))
     with pytest.raises(OptionError, match="label transforms need labels that are probabilities, got 'logit'"):
-        transform_set(distilled(table, Labels.encode(torch.zeros(8, 2), kind="logit")), ["harden"], Streams(0).torch("transform"))
+        transform_set(distilled(table, Labels.encode(torch.zeros(8, 2), kind="logit")), ["swap:rank=1"], Streams(0).torch("transform"))
+    hardened = transform_set(distilled(table, Labels.encode(torch.zeros(8, 2), kind="logit")), ["harden"], Streams(0).torch("transform"))
+    assert hardened.labels.kind == "hard"

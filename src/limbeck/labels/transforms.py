@@ -249,18 +249,29 @@ def parse_transform(text: str) -> Transform:
 
 
 def transform_set(dataset: DistilledDataset, transforms: Sequence[str], generator: torch.Generator) -> DistilledDataset:
-    """A set with its labels transformed, one transform after the other. The result stores float32 probabilities, exactly as the last transform left them, and its
-    provenance names the transforms. Labels per view are refused: a transform speaks of one label for an image."""
+    """A set with its labels transformed, one transform after the other. The result stores float32 entries, exactly as the last transform left them, and its
+    provenance names the transforms. Labels of several views, and logits, can only be replaced (`harden`): the others speak of one distribution for an image."""
+    made = dataset
+    for text in transforms:
+        made = _transformed(made, parse_transform(text), generator)
+    told = {**made.provenance, "label_transforms": [*dataset.provenance.get("label_transforms", ()), *transforms]}
+    return replace(made, provenance=told)
+
+
+def _transformed(dataset: DistilledDataset, transform: Transform, generator: torch.Generator) -> DistilledDataset:
+    if isinstance(transform, Harden) and transform.center == "owner":
+        return dataset.with_hard_labels()
     if dataset.views is not None:
-        raise OptionError("label transforms change one label for each image, but this set has a label for each view; make it without views")
-    if dataset.labels.kind not in ("hard", "probability"):
-        raise OptionError(f"label transforms need labels that are probabilities, got {dataset.labels.kind!r}; use a set labeled by an expert")
-    rows, kept = dataset.targets(), torch.arange(len(dataset))
-    for transform in map(parse_transform, transforms):
-        rows, stay = transform.apply(rows, dataset.owners[kept].long(), generator)
-        kept = kept[stay]
+        raise OptionError(
+            "label transforms change one label for each image, but this set has a label for each view; make it without views, or use harden"
+        )
+    if dataset.labels.kind not in ("hard", "probability", "free"):
+        raise OptionError(
+            f"label transforms need labels that are probabilities, got {dataset.labels.kind!r}; use a set labeled by an expert, or harden"
+        )
+    rows, kept = transform.apply(dataset.targets(), dataset.owners.long(), generator)
     labels = Labels.encode(rows, sums_to_one=False, temperature=dataset.labels.temperature, expert=dataset.labels.expert)
-    provenance = {**dataset.provenance, "label_transforms": [*dataset.provenance.get("label_transforms", ()), *transforms]}
+    provenance = dict(dataset.provenance)
     if "indices" in provenance:
         provenance["indices"] = [provenance["indices"][place] for place in kept.tolist()]
     return replace(dataset, images=dataset.images[kept], owners=dataset.owners[kept], labels=labels, provenance=provenance)

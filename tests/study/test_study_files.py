@@ -1,0 +1,62 @@
+"""The studies that come with limbeck: every file says what it asks, can be expanded and priced at every scale, and the cheapest ones run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from limbeck.study.analyses import check_analyses
+from limbeck.study.graph import Builder, DataKey
+from limbeck.study.pricing import price
+from limbeck.study.running import run_study
+from limbeck.study.spec import SCALES, Study
+from limbeck.study.study_options import StudyOptions
+
+ROOT = Path(__file__).parents[2] / "studies"
+FILES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.toml"))
+LABEL_WORTH = (
+    *("figure-1", "figure-2", "figure-3", "figure-4", "figure-5", "figure-6", "figure-7", "figure-8", "figure-9", "figure-10"),
+    *("table-1", "table-2-tiny-imagenet", "table-2-cifar-100", "table-2-cifar-10", "table-3", "table-4", "table-5", "table-6", "table-7"),
+    *("structure", "slow-experts", "images-and-labels"),
+)
+
+
+def test_the_label_paper_is_covered() -> None:
+    assert {f"label-worth/{name}" for name in LABEL_WORTH} <= set(FILES)
+    assert {"uses/architecture-search", "label-budget"} <= set(FILES)
+
+
+@pytest.mark.parametrize("name", [f"label-worth/{name}" for name in LABEL_WORTH] + ["uses/architecture-search", "label-budget"])
+def test_a_study_says_what_it_asks_and_can_be_priced_at_every_scale(name: str) -> None:
+    study = Study.load(ROOT / f"{name}.toml")
+    assert study.file.name == name
+    assert set(study.file.scales) == set(SCALES)
+    assert study.content.startswith("# ")
+    assert study.file.question.endswith("?")
+    assert study.file.claims
+    assert study.file.analyses
+    check_analyses(study)
+    for scale in SCALES:
+        settings = study.scale(scale)
+        graph = Builder(study, scale, DataKey.unseen(settings.pixels), device="cpu").graph()
+        estimate = price(graph, scale, settings, set(graph.tasks))
+        assert len(graph.cells) == len(study.cells(scale)) > 0
+        assert estimate.seconds > 0
+        if scale == "smoke":
+            assert estimate.seconds < 20
+        # an hour on two cores at most, figure 2 aside, which is the large one that the others share experts with
+        if scale == "cpu" and name != "label-worth/figure-2":
+            assert estimate.seconds < 3600
+
+
+@pytest.mark.parametrize("name", ["label-worth/figure-3", "label-worth/table-6"])
+def test_the_cheapest_studies_run_to_their_verdicts(name: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    study = Study.load(ROOT / f"{name}.toml")
+    run = run_study(study, StudyOptions(out=tmp_path / "out", store=str(tmp_path / "store"), threads=1))
+    assert all(done == total for done, total in run.counts().values())
+    findings = run.findings()
+    expected = {claim.id for claim in study.file.claims if claim.scales is None or "smoke" in claim.scales}
+    assert set(findings.verdicts) == expected
+    assert "not measured" not in {verdict.answer for verdict in findings.verdicts.values()}
+    assert set(findings.analyses) == {entry.id for entry in study.file.analyses if entry.scales is None or "smoke" in entry.scales}
