@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from limbeck.errors import OptionError
-from limbeck.leak.exposure import exposure, hits_pmf, newcombe, upper_tail, votes, wilson
+from limbeck.leak.exposure import effective_records, exposure, hits_pmf, newcombe, upper_tail, votes, wilson
 
 
 def predictions_of(students: int, records: int, classes: int, seed: int = 0) -> np.ndarray:
@@ -56,8 +56,27 @@ def test_wilson_agrees_with_scipy() -> None:
     assert wilson(13 / 40, 40) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
+def test_effective_records_are_those_whose_mean_varies_as_much() -> None:
+    rng = np.random.default_rng(0)
+    assert effective_records((rng.random(500) < 0.3).astype(float)) == pytest.approx(500, rel=0.01)
+    apart = (rng.random((8, 20_000)) < 0.3).mean(0)  # eight students that err independently are worth eight times the records
+    assert effective_records(apart) == pytest.approx(160_000, rel=0.05)
+    assert effective_records(np.zeros(50)) == 50
+
+
+def test_the_interval_of_a_mean_over_students_covers_the_truth_at_its_rate() -> None:
+    rng, covered, rounds = np.random.default_rng(8), 0, 250
+    labels, members = np.zeros(200, dtype=np.int64), halves(200)
+    for _ in range(rounds):
+        skill = np.where(members, rng.beta(2, 3, 200), rng.beta(1, 9, 200))  # 0.4 and 0.1 on average
+        predictions = (rng.random((4, 200)) > skill).astype(np.int64)
+        found = exposure(predictions, labels, members, 10, rng, alpha=0.01, redraws=1)
+        covered += found.low <= 0.3 <= found.high
+    assert 0.92 < covered / rounds < 0.99
+
+
 def test_the_verdict_calls_clean_data_a_leak_at_its_stated_rate() -> None:
-    records, classes, alpha, rounds = 120, 5, 0.05, 1000
+    records, classes, alpha, rounds = 120, 5, 0.05, 500
     predictions, rng = predictions_of(3, records, classes), np.random.default_rng(5)
     alarms = 0
     size = 0.0

@@ -23,9 +23,11 @@ class Nearest:
     relative: Float[Tensor, " N"]
 
 
-def nearest(queries: Float[Tensor, "N D"], private: Float[Tensor, "n D"]) -> Nearest:
-    """Exact nearest neighbors. Candidates are found in float32 by ``|a|^2 + |b|^2 - 2 a b``; their distances are then taken from the
-    differences in float64, since that formula cannot tell a copy from a near copy. Cost: ``2 N n D`` operations."""
+def nearest(queries: Float[Tensor, "N D"], private: Float[Tensor, "n D"], own: Int[Tensor, " N"] | None = None) -> Nearest:
+    """Exact nearest neighbors; `own` are the private indices of the queries themselves, which then do not count.
+
+    Candidates are found in float32 by ``|a|^2 + |b|^2 - 2 a b``; their distances are then taken from the differences in float64, since that formula cannot
+    tell a copy from a near copy. Cost: ``2 N n D`` operations."""
     kept = min(NEIGHBORS + 1, len(private))
     best = torch.full((len(queries), 0), 0.0)
     who = torch.zeros(len(queries), 0, dtype=torch.int64)
@@ -34,6 +36,9 @@ def nearest(queries: Float[Tensor, "N D"], private: Float[Tensor, "n D"]) -> Nea
     for start in range(0, len(private), _AT_ONCE):
         part = private[start : start + _AT_ONCE] - center
         squared = part.square().sum(1) - 2 * moved @ part.T
+        if own is not None:
+            here = torch.nonzero((own >= start) & (own < start + len(part)))[:, 0]
+            squared[here, own[here] - start] = torch.inf
         found = squared.topk(min(kept, len(part)), largest=False)
         best, who = torch.cat([best, found.values], 1), torch.cat([who, found.indices + start], 1)
         chosen = best.topk(min(kept, best.shape[1]), largest=False).indices

@@ -42,15 +42,15 @@ def difference_pmf(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.convolve(first, second[::-1])
 
 
-def newcombe(first: float, n_first: int, second: float, n_second: int, level: float = 0.95) -> tuple[float, float]:
+def newcombe(first: float, n_first: float | int, second: float, n_second: float | int, level: float = 0.95) -> tuple[float, float]:
     """Interval of a difference of two proportions, ``first - second``: Newcombe's hybrid of two Wilson score intervals (Newcombe 1998, Statistics in Medicine
-    17, 873-890, method 10). The proportions may be means over students; the interval then keeps the width of a single student, which is on the safe side."""
+    17, 873-890, method 10). The numbers of records may be effective ones (`effective_records`), not whole."""
     a, b = wilson(first, n_first, level), wilson(second, n_second, level)
     gap = first - second
     return gap - math.hypot(first - a[0], b[1] - second), gap + math.hypot(a[1] - first, second - b[0])
 
 
-def wilson(proportion: float, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(proportion: float, n: float | int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion."""
     from scipy.stats import norm
 
@@ -58,6 +58,14 @@ def wilson(proportion: float, n: int, level: float = 0.95) -> tuple[float, float
     center = (proportion + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(proportion * (1 - proportion) / n + z * z / (4 * n * n))
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def effective_records(right: np.ndarray) -> float:
+    """How many records of one student each would give the mean of `right` [M], fractions of students that are right on each record, its variance: the number for
+    which ``p (1 - p) / n`` is the variance of that mean between records. M for one student, more when students err apart, and never below M."""
+    p, m = float(right.mean()), len(right)
+    variance = float(right.var(ddof=1)) / m if m > 1 else 0.0
+    return max(float(m), p * (1 - p) / variance) if variance > 0 else float(m)
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ def exposure(
     redrawn = counts[np.arange(len(members)), drawn]
     differences = redrawn[:, members].sum(1) - redrawn[:, ~members].sum(1)
     canary, control = hits / (students * m), misses / (students * m)
-    low, high = newcombe(canary, m, control, m)
+    low, high = newcombe(canary, effective_records(right[members] / students), control, effective_records(right[~members] / students))
     return Exposure(
         canary=canary,
         control=control,
