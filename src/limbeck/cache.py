@@ -1,5 +1,6 @@
 """Where finished work is kept, so that it is done once: experts, students and choices under the digest of everything that determines them."""
 
+import functools
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -24,8 +25,14 @@ class Cache:
 
     def key(self, room: str, task: Any) -> str:
         """The content key of a task: SHA-256 of its plain description, the room, the cache version and the version of torch; 32 hex digits."""
-        return store.digest_of({"room": room, "version": VERSION, "torch": version("torch"), "task": task})[:32]
+        return store.digest_of({"room": room, "version": VERSION, "torch": _torch(), "task": task})[:32]
 
     def path(self, room: str, key: str, suffix: str = "") -> Path:
         """Where the task's result belongs."""
         return self.root / room / f"{key}{suffix}"
+
+
+@functools.cache
+def _torch() -> str:
+    """The version of torch, read once: a study makes thousands of keys, and reading it takes milliseconds."""
+    return version("torch")
