@@ -18,6 +18,7 @@ from limbeck.streams import Streams
 from limbeck.train.examples import Examples
 from limbeck.train.fit import TrainingState, fit, predict
 from limbeck.train.network import Network
+from limbeck.train.share import Share
 from limbeck.train.students import score_logits
 from limbeck.types.pixels import PixelSpace
 from limbeck.types.plan import ExecutionPlan
@@ -92,12 +93,14 @@ def train_expert(
     plan: ExecutionPlan,
     cache: Cache,
     steps: Collection[int] | None = None,
+    share: Share | None = None,
     reporter: Reporter = SILENT,
 ) -> Trajectory:
     """Trains expert number `index` of `seed` from scratch, or takes it from the cache, or continues it where it was interrupted.
 
     Snapshots hold parameters and buffers, and are kept at `steps` (`snapshot_steps` by default). Validation measures them; the test split is not seen. The
-    result does not depend on interruptions.
+    result does not depend on interruptions. With a `share`, several processes train the same expert together, each on its part of every batch; all call this
+    with the same cache folder, and the first of them measures and writes.
     """
     task = {
         "model": network.identity,
@@ -111,6 +114,7 @@ def train_expert(
         "index": index,
         "plan": plan.model_dump(exclude={"reason"}),
         **({} if steps is None else {"steps": sorted(steps)}),
+        **({} if share is None else {"workers": share.size}),
     }
     key = cache.key("experts", task)
     folder = cache.path("experts", key)
@@ -124,6 +128,8 @@ def train_expert(
     state, records = _interrupted(folder) or (TrainingState(0, network.init(streams), {}), [])
     truth = torch.from_numpy(validation.labels.copy())
 
+    first = share is None or share.rank == 0
+
     def keep(live: TrainingState) -> None:
         if records and records[-1].step >= live.step:
             return
@@ -131,6 +137,8 @@ def train_expert(
             raise LimbeckError(
                 f"expert {index} diverged before step {live.step} (learning rate {recipe.lr:g}): its numbers are no longer finite; use a smaller --expert-lr"
             )
+        if not first:
+            return
         network_state = {name: tensor.cpu().clone() for name, tensor in live.network.items()}
         logits = predict(network, network_state, validation, pixels, plan)
         accuracy = loss = entropy = None
@@ -148,7 +156,9 @@ def train_expert(
 
     with reporter.task(f"expert {index + 1}: {recipe.epochs or 0:g} epochs" if recipe.epochs else f"expert {index + 1}", total) as tick:
         tick(state.step)
-        fit(network, state, examples, recipe, streams, plan, observe_at=frozenset(kept), observe=keep, tick=tick)
+        fit(network, state, examples, recipe, streams, plan, observe_at=frozenset(kept), observe=keep, share=share, tick=tick)
+    if not first:
+        return Trajectory(folder, key, tuple(records), task)
     store.write_json(folder / _DONE, {"key": key, "task": task, "snapshots": [vars(record) for record in records]})
     (folder / _RESUME).unlink(missing_ok=True)
     return Trajectory(folder, key, tuple(records), task)

@@ -40,8 +40,9 @@ class RayExecutor:
         self._work = remote(_work)
 
     def submit(self, unit: Unit) -> None:
-        """Takes a unit."""
-        self._units[self._work.remote([task.to_dict() for task in unit], self._premises)] = unit
+        """Takes a unit. One that is itself trained by several workers only waits for them, so it takes no core."""
+        work = self._work.options(num_cpus=0, num_gpus=0) if any(task.settings.get("workers", 1) > 1 for task in unit) else self._work
+        self._units[work.remote([task.to_dict() for task in unit], self._premises)] = unit
 
     def wait(self) -> tuple[Unit, list[Row]]:
         """The next finished unit."""

@@ -39,6 +39,7 @@ class ExpertSettings(_Frozen):
     model: Annotated[str | None, Field(description="architecture; default: the scale's model")] = None
     epochs: Annotated[int, Field(ge=1, description="passes over the training images; a snapshot is kept after each")]
     recipe: Annotated[dict[str, Any], Field(description="further fields of the recipe, such as lr")] = {}
+    workers: Annotated[int, Field(ge=1, description="processes that train one expert together with Ray Train, each on its part of every batch")] = 1
 
 
 class LabelSettings(_Frozen):

@@ -34,6 +34,7 @@ from limbeck.study.options import OpenOptions
 from limbeck.study.setting import Setting
 from limbeck.study.spec import Cell, DataFacts, moment
 from limbeck.train.network import Network
+from limbeck.train.share import Share
 from limbeck.train.students import Score, in_groups, score_logits
 from limbeck.types.distilled import DistilledDataset
 from limbeck.types.plan import ExecutionPlan
@@ -211,7 +212,8 @@ class ExpertTask:
             "index": index,
             "plan": builder.expert_plan(network, recipe).model_dump(exclude={"reason"}),
         }
-        return builder.add("expert", settings, {}, f"{name} {index}")
+        workers = builder.scale.experts[name].workers
+        return builder.add("expert", settings | ({"workers": workers} if workers > 1 else {}), {}, f"{name} {index}")
 
     @staticmethod
     def run(unit: Unit, work: Workplace) -> list[Outcome]:
@@ -220,8 +222,26 @@ class ExpertTask:
 
     @staticmethod
     def _train(settings: Mapping[str, Any], work: Workplace) -> Outcome:
+        if settings.get("workers", 1) > 1:
+            from limbeck.study.ray_training import train_together
+
+            trajectory = train_together(settings, work)
+        else:
+            trajectory = ExpertTask.trajectory(settings, work)
+        last = trajectory.last
+        names = ["trajectory.json", *(snapshot.file for snapshot in trajectory.snapshots)]
+        return Outcome(
+            {"validation_accuracy": last.accuracy, "entropy": last.entropy},
+            {"trajectory": trajectory.key, "snapshots": [snapshot.digest for snapshot in trajectory.snapshots]},
+            [work.artefacts.relative(trajectory.folder / name) for name in names],
+            {"snapshots": [vars(snapshot) for snapshot in trajectory.snapshots]},
+        )
+
+    @staticmethod
+    def trajectory(settings: Mapping[str, Any], work: Workplace, share: Share | None = None) -> Trajectory:
+        """Trains the expert, or this process's share of it."""
         splits = work.setting.splits
-        trajectory = train_expert(
+        return train_expert(
             work.network(settings["model"]),
             Recipe(**settings["recipe"]),
             splits.train,
@@ -231,15 +251,8 @@ class ExpertTask:
             index=settings["index"],
             plan=ExecutionPlan(**settings["plan"]),
             cache=work.artefacts.cache,
+            share=share,
             reporter=work.reporter,
-        )
-        last = trajectory.last
-        names = ["trajectory.json", *(snapshot.file for snapshot in trajectory.snapshots)]
-        return Outcome(
-            {"validation_accuracy": last.accuracy, "entropy": last.entropy},
-            {"trajectory": trajectory.key, "snapshots": [snapshot.digest for snapshot in trajectory.snapshots]},
-            [work.artefacts.relative(trajectory.folder / name) for name in names],
-            {"snapshots": [vars(snapshot) for snapshot in trajectory.snapshots]},
         )
 
     @staticmethod

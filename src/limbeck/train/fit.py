@@ -17,6 +17,7 @@ from limbeck.train.examples import Examples, StoredImages
 from limbeck.train.feed import Feed, sent
 from limbeck.train.network import Network, State
 from limbeck.train.plan import lanes, on_device, prediction_size, threads
+from limbeck.train.share import Share
 from limbeck.train.stepper import Stepper
 from limbeck.types.pixels import PixelSpace
 from limbeck.types.plan import ExecutionPlan
@@ -62,6 +63,7 @@ def fit(
     *,
     observe_at: Collection[int] = (),
     observe: Callable[[TrainingState], None] | None = None,
+    share: Share | None = None,
     tick: Tick = lambda units: None,
 ) -> TrainingState:
     """Trains `network` on `examples` by `recipe` and returns the last state; `state` itself is not changed.
@@ -70,14 +72,15 @@ def fit(
     from the stream ``order/epoch`` and augmentation from ``augment/step``, so training that is resumed from any `TrainingState` continues exactly as if
     it had never stopped. Examples with weights count by them.
     Examples with labels for each view show view e in epoch e, and `recipe.augment` is not used. `observe` is called with the live
-    state before training (when 0 is in `observe_at`) and after the steps in `observe_at`; it must copy what it keeps.
+    state before training (when 0 is in `observe_at`) and after the steps in `observe_at`; it must copy what it keeps. With a `share`, this process is one
+    of several that train the same network together; all of them must call this, and all end in the same state.
     """
 
     def watch(index: int, live: TrainingState) -> None:
         if observe is not None:
             observe(live)
 
-    return fit_many(network, [Job(state, examples, streams)], recipe, plan, observe_at=observe_at, observe=watch, tick=tick)[0]
+    return fit_many(network, [Job(state, examples, streams)], recipe, plan, observe_at=observe_at, observe=watch, share=share, tick=tick)[0]
 
 
 def fit_many(
@@ -88,6 +91,7 @@ def fit_many(
     *,
     observe_at: Collection[int] = (),
     observe: Callable[[int, TrainingState], None] = lambda index, live: None,
+    share: Share | None = None,
     tick: Tick = lambda units: None,
 ) -> list[TrainingState]:
     """Trains every job as `fit` would train it alone, and returns the last states in order; ticks once for each job and step.
@@ -99,7 +103,8 @@ def fit_many(
     done: dict[int, TrainingState] = {}
     with threads(plan.threads), on_device(plan.device):
         for group in _groups(jobs, plan):
-            states = _train([jobs[index] for index in group], network, recipe, plan, observe_at, lambda i, live, g=group: observe(g[i], live), tick)  # type: ignore[misc]
+            members = [jobs[index] for index in group]
+            states = _train(members, network, recipe, plan, observe_at, lambda i, live, g=group: observe(g[i], live), tick, share)  # type: ignore[misc]
             done.update(zip(group, states, strict=True))
     return [done[index] for index in range(len(jobs))]
 
@@ -160,6 +165,7 @@ def _train(
     observe_at: Collection[int],
     observe: Callable[[int, TrainingState], None],
     tick: Tick,
+    share: Share | None,
 ) -> list[TrainingState]:
     device, count, start = torch.device(plan.device), len(jobs[0].examples), jobs[0].start.step
     total, decays = recipe.total_steps(count), recipe.decay_steps(count)
@@ -167,7 +173,9 @@ def _train(
     augment = None if feed.replays else parse_augment(recipe.augment)
     apply = _augmenter(augment, plan) if augment is not None else None
     _check_weights(network, jobs, augment)
-    stepper = Stepper(network, recipe, plan, [(job.start.network, job.start.optimizer) for job in jobs])
+    if share is not None:
+        share.check(network, augment, weighted=any(job.examples.weights is not None for job in jobs))
+    stepper = Stepper(network, recipe, plan, [(job.start.network, job.start.optimizer) for job in jobs], share)
     factors = [_rate_factor(recipe, step, total, decays) for step in range(start, total)]
     rates = torch.outer(torch.tensor(factors), torch.tensor([recipe.lr if job.lr is None else job.lr for job in jobs])).to(device)
     restarts = [0, *decays] if recipe.restart_momentum_at_decay and recipe.schedule == "step" else [0]
@@ -184,11 +192,11 @@ def _train(
 
     if start == 0:
         snapshot(0)
-    for step, (images, labels, weights) in zip(range(start, total), _batches(feed, jobs, recipe, start, total), strict=True):
+    for step, (images, labels, weights) in zip(range(start, total), _batches(feed, jobs, recipe, start, total, share), strict=True):
         if augment is not None and apply is not None:
-            batch = images.shape[1]
+            batch = images.shape[1] if share is None else _batch_size(recipe, step, count)
             drawn = augment.merge([augment.draw(batch, network.shape, job.streams.torch("augment", step)) for job in jobs], batch)
-            drawn = {name: sent(tensor, device) for name, tensor in drawn.items()}
+            drawn = {name: sent(tensor, device) for name, tensor in (drawn if share is None else share.drawn(drawn, batch)).items()}
             labels = augment.mix_labels(labels.flatten(0, 1), drawn).view_as(labels)
             images = apply(images.flatten(0, 1), drawn).view_as(images)
         if step in restarts[1:]:
@@ -200,13 +208,21 @@ def _train(
     return states(max(start, total))
 
 
-def _batches(feed: Feed, jobs: Sequence[Job], recipe: Recipe, start: int, total: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+def _batch_size(recipe: Recipe, step: int, count: int) -> int:
+    """Images of a step's whole batch."""
+    return min(recipe.batch_size, count - step % recipe.steps_per_epoch(count) * recipe.batch_size)
+
+
+def _batches(
+    feed: Feed, jobs: Sequence[Job], recipe: Recipe, start: int, total: int, share: Share | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     count, per_epoch = len(jobs[0].examples), recipe.steps_per_epoch(len(jobs[0].examples))
     if not recipe.shuffle and per_epoch == 1 and not feed.replays:  # every batch is all examples in their order
-        everything = [(0, [torch.arange(count)] * len(jobs))] * min(1, total - start)
+        every = torch.arange(count) if share is None else share.rows(torch.arange(count))
+        everything = [(0, [every] * len(jobs))] * min(1, total - start)
         return (batch for batch in feed.batches(everything) for _ in range(start, total))
     epochs = (step // per_epoch for step in range(start, total))
-    orders = zip(*(_order(count, recipe, job.streams, start, total) for job in jobs), strict=True)
+    orders = zip(*(_order(count, recipe, job.streams, start, total, share) for job in jobs), strict=True)
     return feed.batches(zip(epochs, orders, strict=True))
 
 
@@ -227,14 +243,15 @@ def _augmenter(augment: Augment, plan: ExecutionPlan) -> Callable[[Tensor, Param
     return torch.compile(augment.apply, dynamic=False) if plan.strategy == "compiled" and torch.device(plan.device).type == "cuda" else augment.apply
 
 
-def _order(count: int, recipe: Recipe, streams: Streams, start: int, total: int) -> Iterator[Int[Tensor, " B"]]:
+def _order(count: int, recipe: Recipe, streams: Streams, start: int, total: int, share: Share | None) -> Iterator[Int[Tensor, " B"]]:
     per_epoch = recipe.steps_per_epoch(count)
     permutation = torch.empty(0, dtype=torch.int64)
     for step in range(start, total):
         epoch, position = divmod(step, per_epoch)
         if position == 0 or step == start:
             permutation = torch.randperm(count, generator=streams.torch("order", epoch)) if recipe.shuffle else torch.arange(count)
-        yield permutation[position * recipe.batch_size : (position + 1) * recipe.batch_size]
+        batch = permutation[position * recipe.batch_size : (position + 1) * recipe.batch_size]
+        yield batch if share is None else share.rows(batch)
 
 
 def _rate_factor(recipe: Recipe, step: int, total: int, decay_steps: list[int]) -> float:

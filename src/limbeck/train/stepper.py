@@ -11,6 +11,7 @@ from torch import Tensor
 
 from limbeck.train.network import Network, State, loss_of_state
 from limbeck.train.plan import lanes
+from limbeck.train.share import Share
 from limbeck.train.updates import adam_step, sgd_step
 from limbeck.types.plan import ExecutionPlan
 from limbeck.types.recipe import Recipe
@@ -22,8 +23,10 @@ _WARM_CALLS = 3  # ordinary calls before a CUDA graph is recorded: libraries cho
 class Stepper:
     """Holds the live tensors of S models and advances them. With S = 1 they have their own shapes; a stack has a leading axis S."""
 
-    def __init__(self, network: Network, recipe: Recipe, plan: ExecutionPlan, starts: Sequence[tuple[State, Tensors]]) -> None:
-        self._names, self._recipe, self._plan = network.parameter_names, recipe, plan
+    def __init__(
+        self, network: Network, recipe: Recipe, plan: ExecutionPlan, starts: Sequence[tuple[State, Tensors]], share: Share | None = None
+    ) -> None:
+        self._names, self._recipe, self._plan, self._share = network.parameter_names, recipe, plan, share
         self._stacked = plan.models > 1
         device = torch.device(plan.device)
         self._network = {name: self._live(tensors) for name, tensors in _transposed([start for start, _ in starts]).items()}
@@ -81,9 +84,9 @@ class Stepper:
         size = _pieces(batch, self._plan.chunk, self._plan.lanes)
         parameters = [self._network[name] for name in self._names]
 
-        pieces = list(zip(*(tensor.split(size, axis) for tensor in (images, labels, *weights)), strict=True))
-        # a batch in which nothing counts has no gradient, and no mean
-        count = torch.where(weights[0].sum(axis) > 0, weights[0].sum(axis), 1) if weights else batch
+        pieces = list(zip(*(tensor.split(size, axis) for tensor in (images, labels, *weights)), strict=True)) if batch else []
+        # a batch in which nothing counts has no gradient, and no mean; workers divide by the whole batch when they have added up
+        count = torch.where(weights[0].sum(axis) > 0, weights[0].sum(axis), 1) if weights else batch if self._share is None else 1
 
         def gradient(lane: int) -> list[Tensor]:
             total: list[Tensor] = []
@@ -92,13 +95,15 @@ class Stepper:
                 whole = self._pads and found < size
                 given = [_padded(tensor, size, axis) for tensor in part] if whole else part
                 loss = (self._fast if whole or found == size else self._plain)[lane](self._network, *given)
-                new = list(torch.autograd.grad((loss / count).sum() if weights else loss.sum() / batch, parameters))
+                new = list(torch.autograd.grad((loss / count).sum() if weights else loss.sum() / count, parameters))
                 total = list(torch._foreach_add(total, new)) if total else new
             return total
 
         gradients: list[Tensor] = []
         for part in self._each(images.shape)(gradient, range(min(len(pieces), self._plan.lanes))):
             gradients = list(torch._foreach_add(gradients, part)) if gradients else part
+        if self._share is not None:
+            gradients = self._share.mean(gradients or [torch.zeros_like(parameter) for parameter in parameters], batch)
         with torch.no_grad():
             current = {name: self._network[name] for name in self._names}
             update = torch.func.vmap(self._update, in_dims=(0, 0, 0, 0, None)) if self._stacked else self._update
@@ -205,7 +210,7 @@ def _padded(tensor: Tensor, size: int, axis: int) -> Tensor:
 
 def _pieces(batch: int, chunk: int, lanes: int = 1) -> int:
     """Size of the equal pieces that a batch is cut into: at most `chunk`, as equal as can be, and as many for every lane."""
-    if chunk == 0:
+    if chunk == 0 or batch == 0:
         return batch
     count = -(-batch // chunk)
     if count > 1:

@@ -1,0 +1,62 @@
+"""One expert trained by several workers of a Ray cluster, each on its part of every batch (Ray Train's `TorchTrainer` starts them and their process group)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from limbeck import store
+from limbeck.cache import Cache
+from limbeck.errors import LimbeckError, OptionError
+from limbeck.experts.trajectory import Trajectory, find_trajectory
+from limbeck.study.artefacts import Artefacts
+from limbeck.study.tasks import ExpertTask, Premises, Workplace
+from limbeck.train.share import Share
+
+
+def train_together(settings: Mapping[str, Any], work: Workplace) -> Trajectory:
+    """The expert of an `expert` task whose settings name several workers. They go through the one training loop (`limbeck.train.share.Share`), so the expert is that
+    of one worker up to the order of additions; an interrupted one goes on where its last snapshot was kept. Starts a local Ray where none runs."""
+    try:
+        import ray
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+    except Exception:
+        raise OptionError(
+            "experts with several workers need the 'ray' package with Ray Train; pip install 'limbeck[ray]', or use workers = 1"
+        ) from None
+    if not ray.is_initialized():
+        quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+        ray.init(address="local", num_cpus=settings["workers"] + 1, **quiet)
+    gpu = settings["plan"]["device"].startswith("cuda")
+    told = work.artefacts.file("ray-train", "")
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"settings": dict(settings), "premises": vars(work.premises), "told": str(told)},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=settings["workers"], use_gpu=gpu),
+        run_config=RunConfig(storage_path=str(told.resolve())),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise LimbeckError(f"training on {settings['workers']} workers failed: {reason}; mend that, and run the study again") from None
+    made = find_trajectory(work.artefacts.cache, _key_file(told, settings).read_text())
+    if made is None:
+        raise LimbeckError(f"the workers wrote no expert into {str(work.artefacts.cache.root)!r}; let all machines share that folder (--store)")
+    return made
+
+
+def _worker(given: dict[str, Any]) -> None:
+    """What each worker does; the first one says under which key the expert lies."""
+    premises = Premises(**given["premises"])
+    work = Workplace(premises, Artefacts(Cache(Path(premises.cache)), premises.url))
+    share = Share.of_process_group()
+    made = ExpertTask.trajectory(given["settings"], work, share)
+    if share.rank == 0:
+        _key_file(Path(given["told"]), given["settings"]).write_text(made.key)
+
+
+def _key_file(folder: Path, settings: Mapping[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{store.digest_of(dict(settings))[:32]}.key"
