@@ -197,8 +197,10 @@ def test_only_measuring_code_opens_the_test_split() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in ("open_for_measurement", "_TestHandle__table")
     }
-    assert openers
-    assert all(opener.split("/")[0] in ("evaluate", "analyze", "leak") for opener in openers), openers
+    # beside the rooms that measure: the students of a study and of an audit, and the pictures on an analysis's page
+    known = {"study/tasks.py", "study/auditing.py", "report/analysis.py"}
+    assert {opener for opener in openers if opener.split("/")[0] not in ("evaluate", "analyze", "leak")} <= known
+    assert "evaluate/evaluate.py" in openers
 
 
 def test_students_that_train_at_once_are_those_that_train_alone(tmp_path: Path) -> None:
