@@ -83,7 +83,9 @@ def test_what_an_omitted_image_would_still_be_seen_through_is_refused() -> None:
         OptionError, match=r"^weights on examples need a network without batch statistics, got convnet:.*; use one with norm=instance$"
     ):
         fit(batched, batched.init(Streams(0)), without(0), FULL, Streams(0), PLAN)
-    with pytest.raises(OptionError, match=r"^weights on examples need images that are shown one at a time, got the augmentation dsa\+cutmix:alpha=1.0; use"):
+    with pytest.raises(
+        OptionError, match=r"^weights on examples need images that are shown one at a time, got the augmentation dsa\+cutmix:alpha=1.0; use"
+    ):
         fit(network(), network().init(Streams(0)), without(0), FULL.with_(augment="dsa+cutmix"), Streams(0), PLAN)
 
 

@@ -28,6 +28,7 @@ SOURCES = Registry(
         "parquet": "limbeck.data.parquet:open_parquet",
         "hf": "limbeck.data.hf:open_hf",
         "composed": "limbeck.data.composed:open_composed",
+        "planted": "limbeck.data.planted:open_planted",
     },
 )
 

@@ -10,7 +10,14 @@ from limbeck.data.resize import Size, check_size
 from limbeck.data.tables import Source
 from limbeck.errors import DataError, OptionError, nearest
 
-NEEDS_TARGET = {"folder": "<path>", "npz": "<path>", "parquet": "<path>", "hf": "<name or path>", "composed": "<source>"}
+NEEDS_TARGET = {
+    "folder": "<path>",
+    "npz": "<path>",
+    "parquet": "<path>",
+    "hf": "<name or path>",
+    "composed": "<source>",
+    "planted": "<transformation>:<source>",
+}
 DATA_VARIABLE = "LIMBECK_DATA"
 
 

@@ -94,7 +94,7 @@ class ArrayTable(ImageTable):
     @cached_property
     def _digests(self) -> np.ndarray:
         pixels = self.images.contiguous().numpy()
-        return digest_rows(pixels.reshape(len(pixels), -1))
+        return digest_rows(pixels.reshape(len(pixels), int(np.prod(self.shape))))
 
     def record_digests(self) -> np.ndarray:
         return self._digests
