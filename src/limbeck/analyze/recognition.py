@@ -1,7 +1,11 @@
 """Do networks that were trained on real images recognize the distilled ones?"""
 
 import importlib
+import random
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +31,7 @@ class RecognitionOptions(AnalysisOptions):
     models: tuple[str, ...] = Field(
         ("convnet-tiny", "convnet"), min_length=1, description="networks trained on real images; the paper's others: resnet18, resnet32"
     )
-    seeds: int = Field(2, ge=1, description="networks of each architecture")
+    seeds: int = Field(3, ge=1, description="networks of each architecture")
     epochs: int = Field(2, ge=1, description="epochs of training on real images")
     snapshots: int = Field(12, ge=2, description="moments of that training at which the networks look, evenly on a logarithmic scale")
     lr: float = Field(REAL_RECIPE.lr, gt=0, description="learning rate of that training")
@@ -57,7 +61,15 @@ class Recognition(Analysis):
     summary = "Do networks that were trained on real images recognize the distilled ones?"
     version = 1
     Options = RecognitionOptions
-    smoke: ClassVar[dict[str, Any]] = {"models": ("softmax", "mlp-d1-w16"), "epochs": 2, "snapshots": 4, "lr": 0.1, "batch_size": 16, "map_images": 5}
+    smoke: ClassVar[dict[str, Any]] = {
+        "models": ("softmax", "mlp-d1-w16"),
+        "seeds": 2,
+        "epochs": 2,
+        "snapshots": 4,
+        "lr": 0.1,
+        "batch_size": 16,
+        "map_images": 5,
+    }
     headline = ("recognized", "real_accuracy", "distance_ratio")
     plots = (
         Plot(
@@ -165,7 +177,7 @@ class Recognition(Analysis):
         notes = []
         projected = _umap(both, subject.streams[self.name].seed("umap"))
         if projected is None:
-            notes.append("UMAP is not installed, so the map is by principal axes alone; pip install umap-learn for both")
+            notes.append("UMAP is not installed, so the map is by principal axes alone; pip install 'limbeck[analysis]' for both")
         else:
             quantities["umap"] = Quantity(projected, ("image", "coordinate"), "UMAP units")
         return quantities, {"image": tuple(range(len(both))), "coordinate": ("first", "second")}, notes
@@ -199,9 +211,23 @@ def _features(network: Network, state: State, images: Tensor, device: str) -> Fl
 
 
 def _umap(features: Tensor, seed: int) -> np.ndarray | None:
+    with _global_random_states_kept():
+        try:
+            umap = importlib.import_module("umap")
+        except Exception:  # an extra that fails on import is one that is not there
+            return None
+        reducer = umap.UMAP(n_neighbors=min(5, len(features) - 1), random_state=seed % 2**31, n_jobs=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a seed excludes threads, which are not asked for
+            return np.asarray(reducer.fit_transform(features.numpy()), dtype=np.float64)
+
+
+@contextmanager
+def _global_random_states_kept() -> Iterator[None]:
+    """UMAP draws from its own seed, but moves the global states on the way."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 (to put it back)
     try:
-        umap = importlib.import_module("umap")
-    except Exception:  # an extra that fails on import is one that is not there
-        return None
-    reducer = umap.UMAP(n_neighbors=min(5, len(features) - 1), random_state=seed % 2**31)
-    return np.asarray(reducer.fit_transform(features.numpy()), dtype=np.float64)
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
