@@ -33,7 +33,7 @@ def test_status_and_report_as_json(folder: Path, capsys: pytest.CaptureFixture[s
     record = json.loads(capsys.readouterr().out)
     assert record["claims"]["more-is-better"]["answer"] == "holds"
     assert record["tasks"]["evaluate"] == {"finished": 6, "all": 6}
-    assert record["analyses"]["students"]["axes"] == {"epoch": [1, 2], "ipc": [1, 4]}
+    assert record["analyses"]["students"]["axes"] == {"epoch": [1, 2], "ipc": ["ipc 1", "ipc 4"]}
     verbs.report(folder / "out", json=True)
     assert json.loads(capsys.readouterr().out)["report"] == str(folder / "out" / "report.html")
 

@@ -42,6 +42,9 @@ def test_a_study_measures_every_cell_and_decides_its_claims(finished: Run) -> No
     assert row["digests"]["set"] == finished.artefacts.dataset(row).digest
     assert finished.artefacts.scores(row)["predictions"].shape == (2, 359)
     assert findings.analyses["students"][0]["accuracy"].values.shape == (2, 2)
+    trained = findings.verdicts["more-is-better"].interval
+    assert trained is not None
+    assert trained.covers == "students"
 
 
 def test_a_second_run_skips_every_task(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:

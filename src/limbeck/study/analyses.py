@@ -97,7 +97,7 @@ def curves(view: View, options: CurvesOptions, artefacts: Artefacts) -> Made:
     for place in grid:
         at: dict[str, Scalar] = {axis: coordinates[axis][number] for axis, number in zip(options.axes, place, strict=True)}
         try:
-            found[place] = nested_interval(view.values(options.of.at(**at)))
+            found[place] = view.named(nested_interval(view.values(options.of.at(**at))), options.of)
         except NotMeasured:
             continue
         except OptionError:
@@ -107,6 +107,8 @@ def curves(view: View, options: CurvesOptions, artefacts: Artefacts) -> Made:
         raise NotMeasured(f"{options.title}: nothing is measured yet; run: limbeck study resume")
     sides = [len(values) for values in coordinates.values()]
     quantity = _quantity(found, sides, tuple(options.axes), options.unit, options.of.measure)
+    if options.color is not None:  # in words, as a legend shows them
+        coordinates[options.color] = tuple(f"{options.color} {value}" for value in coordinates[options.color])
     numbers = all(isinstance(value, (int, float)) for value in coordinates[options.x])
     plot = Plot(
         options.of.measure,
@@ -124,7 +126,7 @@ def curves(view: View, options: CurvesOptions, artefacts: Artefacts) -> Made:
 def table(view: View, options: TableOptions, artefacts: Artefacts) -> Made:
     """The means of some cells with their 95 % intervals, as dots beside each other."""
     found: dict[tuple[int, ...], Interval] = {
-        (place,): nested_interval(view.values(Selector(arm=row.arm, measure=row.measure, **(row.model_extra or {}))))
+        (place,): view.named(nested_interval(view.values(Selector(arm=row.arm, measure=row.measure, **(row.model_extra or {})))), row)
         for place, row in enumerate(options.rows)
     }
     measure, names = options.rows[0].measure, tuple(row.name for row in options.rows)

@@ -7,7 +7,7 @@ A check computes an interval and compares it with a threshold: **holds** when th
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -287,8 +287,12 @@ def parse_check(claim: Claim) -> Check:
 
 def decide(claim: Claim, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
     """The verdict on a claim."""
+    check = parse_check(claim)
     try:
-        return parse_check(claim).decide(view, measured)
+        verdict = check.decide(view, measured)
+        if verdict.interval is None:
+            return verdict
+        return replace(verdict, interval=view.named(verdict.interval, *(selector for _, selector in check.selectors)))
     except NotMeasured as missing:
         return Verdict("not measured", str(missing))
 

@@ -1,7 +1,7 @@
 """What a study has measured so far: its cells joined with the ledger's rows, as arrays over image draws, experts and students."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from limbeck.errors import LimbeckError, OptionError, nearest
 from limbeck.study.spec import Cell, Scalar, Study, matching
+from limbeck.types.evaluation import Interval
 
 #: Axes whose values repeat a measurement instead of setting it: image draws and experts.
 REPEATS = ("draw", "expert")
@@ -89,6 +90,13 @@ class View:
         if len(table) != len(draws) * len(experts):
             raise OptionError(f"{selector.words} does not cross its draws and experts; give the arm both axes")
         return np.array([[table[draw, expert] for expert in experts] for draw in draws], dtype=np.float64)
+
+    def named(self, interval: Interval, *selectors: Selector) -> Interval:
+        """The interval, without students in what it covers where none were trained: an expert's own score has no student."""
+        cells = [cell for selector in selectors for cell in matching(self.cells, selector.where)]
+        if not cells or any(cell.making.task == "evaluate" for cell in cells):
+            return interval
+        return replace(interval, covers=interval.covers.replace(" and students", ""))
 
     def _measure(self, cell: Cell, measure: str) -> list[float]:
         measures = self.row(cell)["measures"]
