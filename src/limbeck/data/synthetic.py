@@ -37,6 +37,10 @@ class VectorTable(ImageTable):
     def read(self, indices: Sequence[Any] | np.ndarray | Tensor) -> Float[Tensor, "B C H W"]:
         return self.inputs[torch.from_numpy(as_indices(indices, len(self)))]
 
+    def part(self, indices: Int[Tensor, " M"]) -> "VectorTable":
+        """The table of some rows, in that order."""
+        return VectorTable(self.inputs[indices, 0, 0], self.labels[indices.numpy()], len(self.classes))
+
     @cached_property
     def _digests(self) -> np.ndarray:
         return digest_rows([row.numpy().tobytes() for row in self.inputs.contiguous()])

@@ -62,39 +62,46 @@ class Chart:
 @dataclass(frozen=True)
 class Work:
     """What an experiment costs, in floating-point operations by kind: matrix products of float32 Adam on linear models, of float64 Newton, and of networks that
-    train through the engine. `cells` counts trained or solved students."""
+    train through the engine. `steps` counts optimizer steps, whose small operations are what costs for small networks; `cells` trained or solved students."""
 
-    adam: float = 0.0
-    newton: float = 0.0
-    network: float = 0.0
+    adam: float | int = 0
+    newton: float | int = 0
+    network: float | int = 0
+    steps: float | int = 0
     cells: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.adam + other.adam, self.newton + other.newton, self.network + other.network, self.cells + other.cells)
+        return Work(*(getattr(self, name) + getattr(other, name) for name in ("adam", "newton", "network", "steps", "cells")))
 
     def __mul__(self, times: int) -> "Work":
-        return Work(self.adam * times, self.newton * times, self.network * times, self.cells * times)
+        return Work(*(getattr(self, name) * times for name in ("adam", "newton", "network", "steps", "cells")))
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What an experiment runs on: its named random streams, the plan of its arithmetic, where finished parts are kept, and who is told of progress."""
+    """What an experiment runs on: its named random streams, the plan of its arithmetic, where finished parts are kept, and who is told of progress.
+
+    `spent` collects the processor seconds of every part that is used, whenever it was made: a figure that other programs on the machine do not change."""
 
     streams: Streams
     plan: ExecutionPlan
     cache: Cache
     reporter: Reporter = SILENT
+    spent: list[float] = field(default_factory=list)
 
     def remembered(self, task: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors that `make` returns, kept under the streams, the plan and `task` (plain JSON that says all that decides them): a killed run goes on."""
         about = {"streams": [self.streams.root, *self.streams.path], "plan": self.plan.model_dump(exclude={"reason"}), **task}
         path = self.cache.path("leak", self.cache.key("leak", about), ".safetensors")
         try:
-            return store.load(path, _KIND)[1]
+            header, made = store.load(path, _KIND)
         except FileFormatError:
+            begun = time.process_time()
             made = make()
-            store.save(path, {"kind": _KIND, "task": dict(task)}, made)
-            return made
+            header = {"kind": _KIND, "task": dict(task), "cpu_seconds": time.process_time() - begun}
+            store.save(path, header, made)
+        self.spent.append(float(header["cpu_seconds"]))
+        return made
 
     def within(self, *names: str | int) -> "Bench":
         """The same bench with the streams below a name."""
@@ -150,6 +157,7 @@ class Experiment:
             "plan": bench.plan.model_dump(),
             "version": self.version,
             "source": self.source,
+            "cpu_seconds": sum(bench.spent),
             **made.settings,
         }
         return replace(made, settings=settings, seconds=time.perf_counter() - begun)
@@ -179,6 +187,11 @@ def seconds_for(work: Work, plan: ExecutionPlan) -> float:
         def layer() -> None:
             torch.relu(matrix @ hidden) @ hidden.T
 
+        small = torch.zeros(64, device=device)
+
+        def operation() -> None:
+            small + small
+
         rates = (
             4.0 * 1000 * 200 * 16 * 20 / _timed(adam, 2),
             # Newton does as much beside its products as in them
@@ -186,7 +199,9 @@ def seconds_for(work: Work, plan: ExecutionPlan) -> float:
             # measured on the MLPs and transformers here: a third of a bare product's speed in a training step
             0.33 * 4.0 * 512 * 256 * 256 / _timed(layer, 20),
         )
-    return work.adam / rates[0] + work.newton / rates[1] + work.network / rates[2]
+        # an Adam step of a small network is about 150 small operations, forward and backward passes included
+        step = 150 * _timed(operation, 200)
+    return work.adam / rates[0] + work.newton / rates[1] + work.network / rates[2] + work.steps * step
 
 
 def _timed(function: Callable[[], None], times: int) -> float:
@@ -203,11 +218,11 @@ def over_repeats(values: np.ndarray | Tensor, axes: tuple[str, ...], unit: str =
 
     array = np.asarray(values, dtype=np.float64)
     count = len(array)
-    mean = array.mean(0)
+    mean = np.asarray(array.mean(0))
     if count < 2:
         return Quantity(mean, axes, unit)
     half = float(t.ppf(0.975, count - 1)) * array.std(0, ddof=1) / count**0.5
-    return Quantity(mean, axes, unit, mean - half, mean + half, "repeats (data, labels, initializations)")
+    return Quantity(mean, axes, unit, np.asarray(mean - half), np.asarray(mean + half), "repeats (data, labels, initializations)")
 
 
 def crossing(x: np.ndarray, y: np.ndarray, level: float, *, rising: bool) -> float:

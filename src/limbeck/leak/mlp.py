@@ -210,9 +210,9 @@ def mlp_work(options: MLPLeakOptions) -> Work:
     total = Work()
     for count in options.per_class:
         rows = options.classes * count
-        total += Work(network=3.0 * _flops(options, options.teacher_width) * rows * options.teacher_steps)
+        total += Work(network=3.0 * _flops(options, options.teacher_width) * rows * options.teacher_steps, steps=options.teacher_steps)
         students = 2.0 * sum(options.rhos) * 3 * _flops(options, options.student_width) * rows * options.student_steps
-        total += Work(network=students, cells=2 * len(options.rhos))
+        total += Work(network=students, steps=len(options.rhos) * options.student_steps, cells=2 * len(options.rhos))
     return total * options.repeats
 
 
@@ -221,7 +221,8 @@ def treatments_work(options: TreatmentsOptions) -> Work:
     rows = options.classes * options.per_class
     teacher = 3.0 * _flops(options, options.teacher_width) * rows * options.teacher_steps
     student = 3.0 * _flops(options, options.student_width) * rows * options.rho * options.student_steps
-    return Work(network=teacher + len(options.treatments) * student, cells=len(options.treatments)) * options.repeats
+    steps = options.teacher_steps + len(options.treatments) * options.student_steps
+    return Work(network=teacher + len(options.treatments) * student, steps=steps, cells=len(options.treatments)) * options.repeats
 
 
 _SMALL: dict[str, Any] = {

@@ -140,7 +140,8 @@ def modular_work(options: ModularOptions) -> Work:
     step = 3.0 * memory.network(_model(options)).flops() * options.teacher_share * len(labels)
     students = len(options.stops) * len(options.taus)
     total = step * (max(options.stops) + students * sum(options.rhos) * options.student_steps)
-    return Work(network=total, cells=students * len(options.rhos)) * options.repeats
+    steps = max(options.stops) + students * len(options.rhos) * options.student_steps
+    return Work(network=total, steps=steps, cells=students * len(options.rhos)) * options.repeats
 
 
 def _lines(name: str, title: str, quantity: str, reading: str = "") -> Chart:

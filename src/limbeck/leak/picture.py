@@ -90,7 +90,7 @@ def picture_work(options: PictureOptions) -> Work:
     """A teacher and three students."""
     flops = 2.0 * options.width * (2 + options.classes)
     each = 3 * flops * options.points * options.steps
-    return Work(network=each * (1 + 3 * options.rho), cells=3) * options.repeats
+    return Work(network=each * (1 + 3 * options.rho), steps=2 * options.steps, cells=3) * options.repeats
 
 
 def _region(name: str, title: str, reading: str = "") -> Chart:

@@ -166,7 +166,9 @@ def structured_work(options: StructuredOptions) -> Work:
     )
     epoch = 3.0 * network.flops() * options.images
     students = 2 * len(options.epochs) * len(options.taus)
-    return Work(network=epoch * (max(options.epochs) + students * options.rho * options.student_epochs), cells=students) * options.repeats
+    passes = max(options.epochs) + students * options.rho * options.student_epochs
+    work = Work(network=epoch * passes, steps=(max(options.epochs) + passes) / 2 * options.images / options.batch, cells=students)
+    return work * options.repeats
 
 
 STRUCTURED = Experiment(

@@ -105,10 +105,14 @@ def train_students(
     for cell in cells:
         labels = soften(teacher[split.seen], cell.temperature)
         rows, kept = parse_treatment(cell.treatment).apply(labels, memory.labels[split.seen], cell.streams.torch("treatment"))
-        examples = Examples(Subset(memory.table, split.seen[kept]), rows, memory.pixels)
+        examples = Examples(_part(memory.table, split.seen[kept]), rows, memory.pixels)
         jobs.append(Job(network.init(cell.streams["student"]), examples, cell.streams["student"]))
     trained = fit_many(network, jobs, recipe, stacked(plan, network, recipe.batch_size, len(jobs)))
     return [{name: tensor.cpu() for name, tensor in state.network.items()} for state in trained]
+
+
+def _part(table: ImageTable, rows: Tensor) -> ImageTable:
+    return table.part(rows) if isinstance(table, VectorTable) else Subset(table, rows)
 
 
 def measures(

@@ -180,7 +180,7 @@ def _heat(chart: Chart, measurement: Measurement, quantity: Quantity, where: Map
 
 
 def _inside(x: float | None, y: float | None, limits: tuple[float, float, float, float]) -> bool:
-    return x is not None and y is not None and limits[0] <= x <= limits[1] and limits[2] <= y <= limits[3]
+    return x is not None and y is not None and bool(limits[0] <= x <= limits[1] and limits[2] <= y <= limits[3])
 
 
 def _lines(chart: Chart, measurement: Measurement, quantity: Quantity, where: Mapping[str, Any], name: str, title: str) -> Figure:
