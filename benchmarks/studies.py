@@ -1,11 +1,11 @@
-"""What studies promise, shown: ``python -m benchmarks.studies [STUDY] [--kills 10]`` writes ``benchmarks/results/studies.json``.
+"""What studies promise, shown: ``python -m benchmarks.studies [in-process killed ray]`` writes ``benchmarks/results/studies.json``.
 
 A study runs in one process; again, with nothing to do; killed with SIGKILL at random moments and resumed; and on a local Ray with one and two workers, where one
-worker is killed as well. Every ledger must be the same without times and machines. Wall times include starting Python and Ray.
+worker is killed as well. Every ledger must be the same without times and machines. Seconds are wall time and include starting Python and Ray.
 """
 
 import argparse
-import importlib.util
+import json
 import os
 import platform
 import random
@@ -59,33 +59,40 @@ def canonical(folder: Path) -> str:
     return Ledger(folder / "out" / LEDGER).canonical()
 
 
-def killed(study: Path, folder: Path, longest: float, kills: int, generator: random.Random) -> dict[str, Any]:
-    """Kills runs at random moments until `kills` were hit alive, then lets one finish. A run that ends before its moment is followed by one in a fresh folder."""
-    moments, finished, fresh = [], [], folder / "0"
-    while len(moments) < kills:
-        moment = generator.uniform(0, longest)
-        process = run(study, fresh)
-        try:
-            process.wait(moment)
-            finished.append(fresh)
-            fresh = folder / str(len(finished))
-        except subprocess.TimeoutExpired:
+def killed(study: Path, folder: Path, tasks: int, kills: int, generator: random.Random) -> list[dict[str, Any]]:
+    """Kills one study `kills` times, each time a random moment after the ledger has a random number of rows more, then lets it finish."""
+    ledger, moments = folder / "out" / LEDGER, []
+    for target in sorted(generator.sample(range(tasks - 4), kills)):
+        process = run(study, folder)
+        while process.poll() is None and _lines(ledger) < target:
+            time.sleep(0.02)
+        time.sleep(generator.uniform(0, 0.5))
+        alive = process.poll() is None
+        if alive:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            rows = len(Ledger(fresh / "out" / LEDGER).rows) if (fresh / "out" / LEDGER).exists() else 0
-            moments.append({"after_seconds": round(moment, 2), "tasks_in_ledger": rows})
-    timed(study, fresh)
-    return {"kills": moments, "folders": [*finished, fresh]}
+        process.wait()
+        moments.append({"tasks_in_ledger": _lines(ledger), "torn_last_line": _torn(ledger), "alive": alive})
+    timed(study, folder)
+    return moments
+
+
+def _lines(ledger: Path) -> int:
+    return ledger.read_bytes().count(b"\n") if ledger.exists() else 0
+
+
+def _torn(ledger: Path) -> bool:
+    return ledger.exists() and not ledger.read_bytes().endswith(b"\n") and ledger.stat().st_size > 0
 
 
 def on_ray(study: Path, folder: Path, workers: int, *, deadly: bool = False) -> tuple[float, bool]:
     """Seconds on a local Ray, and whether one of its workers was killed while it did a task."""
-    done, hit = threading.Event(), threading.Event()
+    started, done, hit = time.monotonic(), threading.Event(), threading.Event()
+    process = run(study, folder, "--executor", "ray", "--workers", str(workers))
 
     def murder() -> None:
         while not done.wait(0.05) and not hit.is_set():
             rows = len(Ledger(folder / "out" / LEDGER).rows) if (folder / "out" / LEDGER).exists() else 0
-            for worker in _workers() if rows >= 5 else []:
+            for worker in _workers(process.pid) if rows >= 5 else []:
                 os.kill(worker, signal.SIGKILL)
                 hit.set()
                 return
@@ -93,13 +100,15 @@ def on_ray(study: Path, folder: Path, workers: int, *, deadly: bool = False) -> 
     watcher = threading.Thread(target=murder, daemon=True)
     if deadly:
         watcher.start()
-    seconds = timed(study, folder, "--executor", "ray", "--workers", str(workers))
+    code = process.wait()
     done.set()
-    return seconds, hit.is_set()
+    if code != 0:
+        raise SystemExit(f"the run in {folder} failed; run it by hand to see why")
+    return round(time.monotonic() - started, 1), hit.is_set()
 
 
-def _workers() -> list[int]:
-    """Processes that do a task on Ray right now: they name themselves after it."""
+def _workers(ancestor: int) -> list[int]:
+    """Processes below one that do a task on Ray right now: they name themselves after it."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -107,41 +116,75 @@ def _workers() -> list[int]:
                 name = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if name.startswith(b"ray::_work"):
+            if name.startswith(b"ray::_work") and ancestor in _ancestors(int(entry.name)):
                 found.append(int(entry.name))
     return found
 
 
+def _ancestors(process: int) -> list[int]:
+    found = []
+    while process > 1:
+        try:
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            break
+        found.append(process)
+    return found
+
+
+def again(study: Path, base: Path, kills: int) -> dict[str, Any]:
+    """In one process, and once more with nothing to do."""
+    seconds, ledger = timed(study, base), base / "out" / LEDGER
+    before = ledger.read_bytes()
+    second = timed(study, base)
+    unchanged = ledger.read_bytes() == before
+    return {
+        "tasks": _lines(ledger),
+        "ledger_digest": store.digest_of(canonical(base)),
+        "seconds": seconds,
+        "second_run": {"seconds": second, "ledger_unchanged": unchanged},
+    }
+
+
+def stopped(study: Path, base: Path, kills: int) -> dict[str, Any]:
+    """Killed in the middle and resumed."""
+    timed(study, base / "one")
+    moments = killed(study, base / "killed", _lines(base / "one" / "out" / LEDGER), kills, random.Random(0))
+    same = canonical(base / "killed") == canonical(base / "one")
+    return {"kills": moments, "ledger_digest": store.digest_of(canonical(base / "killed")), "same_ledger": same}
+
+
+def distributed(study: Path, base: Path, kills: int) -> dict[str, Any]:
+    """On a local Ray with one and two workers, and with two of which one is killed."""
+    timed(study, base / "one")
+    runs = []
+    for workers, deadly in ((1, False), (2, False), (2, True)):
+        folder = base / f"ray-{workers}-{deadly}"
+        seconds, hit = on_ray(study, folder, workers, deadly=deadly)
+        runs.append({"workers": workers, "seconds": seconds, "worker_killed": hit, "same_ledger": canonical(folder) == canonical(base / "one")})
+    return {"runs": runs}
+
+
+PARTS = {"in-process": again, "killed": stopped, "ray": distributed}
+
+
 def main(arguments: Sequence[str]) -> None:
+    """Measures the parts asked for, and puts each into the result file with the machine's load at its end."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", nargs="?", type=Path, default=Path("studies/label-worth/figure-2.toml"))
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("--study", type=Path, default=Path("studies/label-worth/figure-2.toml"))
     parser.add_argument("--kills", type=int, default=10)
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as name:
-        base = Path(name)
-        seconds = timed(given.study, base / "one")
-        reference, before = canonical(base / "one"), (base / "one" / "out" / LEDGER).read_bytes()
-        again = timed(given.study, base / "one")
-        record: dict[str, Any] = {
-            "study": given.study.as_posix(),
-            "tasks": len(Ledger(base / "one" / "out" / LEDGER).rows),
-            "ledger_digest": store.digest_of(reference),
-            "in_process_seconds": seconds,
-            "second_run": {"seconds": again, "ledger_unchanged": (base / "one" / "out" / LEDGER).read_bytes() == before},
-        }
-        stopped = killed(given.study, base / "killed", seconds, given.kills, random.Random(0))
-        record["killed"] = {"kills": stopped["kills"], "same_ledger": all(canonical(folder) == reference for folder in stopped["folders"])}
-        if importlib.util.find_spec("ray"):
-            record["ray"] = []
-            for workers, deadly in ((1, False), (2, False), (2, True)):
-                folder = base / f"ray-{workers}-{deadly}"
-                seconds, hit = on_ray(given.study, folder, workers, deadly=deadly)
-                record["ray"].append({"workers": workers, "seconds": seconds, "worker_killed": hit, "same_ledger": canonical(folder) == reference})
-    cores, load = os.cpu_count(), os.getloadavg()[0]
-    record["machine"] = f"{cores} cores, load {load:.1f} at the end; {platform.system()} {platform.machine()}; {time.strftime('%Y-%m-%d')}"
-    record["versions"] = {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    store.write_json(RESULT, record)
-    print(RESULT.read_text())
+    for name in given.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            part = PARTS[name](given.study, Path(folder), given.kills)
+        part["machine"] = (
+            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {platform.system()} {platform.machine()}; {time.strftime('%Y-%m-%d')}"
+        )
+        part["versions"] = {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()}
+        record = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+        store.write_json(RESULT, record | {"study": given.study.as_posix(), name: part})
+        print(json.dumps(part, indent=2))
 
 
 if __name__ == "__main__":
