@@ -158,12 +158,14 @@ MODULAR = Experiment(
         "smoke": ModularOptions(
             modulus=5, width=16, heads=2, hidden=16, stops=(20, 40), rhos=(0.5,), taus=(1.0,), student_steps=40, teacher_share=0.6, repeats=1
         ),
+        # this teacher knows 6 % of unseen pairs after 200 steps, when it has all of its own, 38 % after 3,200 and 77 % after 4,000 (one run)
         "cpu": ModularOptions(
-            modulus=23,
+            modulus=31,
             width=64,
             hidden=128,
             teacher_share=0.5,
-            stops=(300, 1500, 6000),
+            lr=3e-3,
+            stops=(200, 3200, 7000),
             rhos=(0.3, 0.6, 0.9),
             taus=(1.0, 10.0),
             student_steps=4000,
