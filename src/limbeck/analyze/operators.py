@@ -96,7 +96,7 @@ class Curvature:
     def remainder_samples(self, generator: torch.Generator) -> Float[Tensor, " n"]:
         """``v_i^T R_i v_i`` of each image with signs v_i of its own: unbiased for ``tr R_i``.
 
-        A vector for each image costs what one for all of them costs, and the errors of images average out instead of adding up.
+        A vector for each image costs about what one for all of them costs, and the errors of images average out instead of adding up.
         """
         parts = []
         for images, labels in self._pieces():
