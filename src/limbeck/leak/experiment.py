@@ -1,5 +1,6 @@
 """The interface of the memorization experiments: options by scale, a price before the work, the work, and how its numbers are drawn."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -62,7 +63,7 @@ class Chart:
 @dataclass(frozen=True)
 class Work:
     """What an experiment costs, in floating-point operations by kind: matrix products of float32 Adam on linear models, of float64 Newton, and of networks that
-    train through the engine. `steps` counts optimizer steps, whose small operations are what costs for small networks; `cells` trained or solved students."""
+    train through the engine. `steps` counts optimizer steps of networks, whose small operations are what costs while they are small; `cells` trained or solved students."""
 
     adam: float | int = 0
     newton: float | int = 0
@@ -174,7 +175,7 @@ def seconds_for(work: Work, plan: ExecutionPlan) -> float:
         labels = torch.arange(1000, device=device) % 2
 
         def adam() -> None:
-            linear_adam(x, labels, torch.full((16,), 1000), start, lr=1e-3, steps=20)
+            linear_adam(x, labels, torch.full((16,), 1000), start, lr=1e-3, steps=5)
 
         double = x.double()
         tall, wide = double.new_ones(200, 32), double.new_ones(1000, 32)
@@ -193,23 +194,28 @@ def seconds_for(work: Work, plan: ExecutionPlan) -> float:
             small + small
 
         rates = (
-            4.0 * 1000 * 200 * 16 * 20 / _timed(adam, 2),
+            4.0 * 1000 * 200 * 16 * 5 / _timed(adam, 10, device),
             # Newton does as much beside its products as in them
-            0.5 * 4.0 * 1000 * 200 * 32 / _timed(products, 20),
+            0.5 * 4.0 * 1000 * 200 * 32 / _timed(products, 20, device),
             # measured on the MLPs and transformers here: a third of a bare product's speed in a training step
-            0.33 * 4.0 * 512 * 256 * 256 / _timed(layer, 20),
+            0.33 * 4.0 * 512 * 256 * 256 / _timed(layer, 20, device),
         )
-        # an Adam step of a small network is about 150 small operations, forward and backward passes included
-        step = 150 * _timed(operation, 200)
+        # measured: a step of a small stack takes as long as 900 bare operations, with autograd, vmap and the update
+        step = 900 * _timed(operation, 200, device)
     return work.adam / rates[0] + work.newton / rates[1] + work.network / rates[2] + work.steps * step
 
 
-def _timed(function: Callable[[], None], times: int) -> float:
+def _timed(function: Callable[[], None], times: int, device: torch.device) -> float:
+    """The shortest of several timings: what other programs on the machine disturb least."""
     function()
-    begun = time.perf_counter()
+    best = math.inf
     for _ in range(times):
+        begun = time.perf_counter()
         function()
-    return (time.perf_counter() - begun) / times
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - begun)
+    return best
 
 
 def over_repeats(values: np.ndarray | Tensor, axes: tuple[str, ...], unit: str = "fraction") -> Quantity:

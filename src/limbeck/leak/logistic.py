@@ -181,7 +181,7 @@ def logistic_work(options: LogisticOptions) -> Work:
     adam = len(per_class) * adam_operations(options.features, 2, 2 * max(per_class), options.teacher_steps)
     each = options.features**3 / 3 + 8.0 * options.features * (np.mean(per_class) * 2 + options.fresh)
     solving = len(per_class) * len(rhos) * each + 2 * sum(2 * count * options.features**2 for count in per_class)
-    return Work(adam, float(solving), steps=options.teacher_steps, cells=2 * len(per_class) * len(rhos)) * options.repeats
+    return Work(adam, float(solving), cells=2 * len(per_class) * len(rhos)) * options.repeats
 
 
 _HEAT = {"kind": "heat", "x": "load", "y": "rho", "curves": ("rho alpha = 1", "teacher's capacity")}

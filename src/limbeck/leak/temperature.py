@@ -150,7 +150,7 @@ def temperature_work(options: TemperatureOptions) -> Work:
         total += Work(adam=adam_operations(d, c, c * (max(per_class) if c == 2 else count), options.steps))
         seen, students = c * share(options.rho, count), 2 * options.taus
         if "authors" in options.protocols:
-            total += Work(adam=students * adam_operations(d, c, seen, options.steps), steps=options.steps, cells=students)
+            total += Work(adam=students * adam_operations(d, c, seen, options.steps), cells=students)
         if "converged" in options.protocols:
             total += Work(newton=students * newton_operations(d, c, seen) + 2.0 * seen * d**2, cells=students)
         if "exact" in options.protocols:
