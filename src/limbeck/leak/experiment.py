@@ -63,7 +63,7 @@ class Chart:
 @dataclass(frozen=True)
 class Work:
     """What an experiment costs, in floating-point operations by kind: matrix products of float32 Adam on linear models, of float64 Newton, and of networks that
-    train through the engine. `steps` counts optimizer steps of networks, whose small operations are what costs while they are small; `cells` trained or solved students."""
+    train through the engine. `steps` counts optimizer steps of networks, whose overhead is what costs while they are small; `cells` students."""
 
     adam: float | int = 0
     newton: float | int = 0
