@@ -26,7 +26,7 @@ class SemanticsOptions(LeaveOneOutOptions):
         description="of test images: brightness, ink, aspect, symmetry, red, green, blue, planted, csv:PATH:COLUMN; none: all built-in ones that apply",
     )
     least: int = Field(5, ge=1, description="images with and without the attribute that a class must have among the test images")
-    shuffles: int = Field(200, ge=20, description="shuffled attributes behind every null distribution")
+    shuffles: int = Field(1000, ge=20, description="shuffled attributes behind every null distribution")
 
 
 @dataclass(frozen=True)
