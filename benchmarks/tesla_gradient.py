@@ -32,7 +32,7 @@ from limbeck.types.plan import ExecutionPlan
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "benchmarks" / "results" / "tesla-gradient.json"
 PAGE = ROOT / "docs" / "results" / "tesla-gradient.md"
-LENGTHS, STEPS, EVERY, DRAWS = (10, 30, 100), 200, 50, 4
+LENGTHS, STEPS, EVERY, DRAWS = (10, 30), 60, 20, 3
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def test_kinds_are_recognized_from_names_and_paths(tmp_path: Path) -> None:
 def test_unknown_names_and_paths(tmp_path: Path) -> None:
     with pytest.raises(OptionError) as caught:
         open_source("fashion-minst")
-    known = "cifar10, cifar100, composed, digits, fashion-mnist, folder, hf, mnist, npz, parquet, tiny-imagenet"
+    known = "cifar10, cifar100, composed, digits, fashion-mnist, folder, hf, mnist, npz, parquet, planted, tiny-imagenet"
     assert str(caught.value) == (
         f"unknown data source 'fashion-minst', and no file or folder has that name; did you mean 'fashion-mnist'? known: {known}"
     )
