@@ -18,9 +18,10 @@ HEAD = """# Methods on Fashion-MNIST
 
 Generated from the records in `benchmarks/results/fashion-mnist` by `python -m benchmarks.methods_page`. ConvNet-D3-W128 throughout. Accuracies are per cent on the
 10,000 test images, last epoch, mean over students with a 95 % interval over students (the distilled set and its expert are one draw each). Bytes are those of
-the file: images and labels. Every set stands beside random real images under the same protocol. "Distilling" is the time of the method itself by the clock; experts, where a
-method needs them, are extra. These runs used one of two shared cores each while other work went on, which took between a quarter and a half of the time by the
-clock; numbers of steps were kept small for that reason, and are far from the published ones. Options were set beforehand, or on validation images (`frepo`).
+the file: images and labels. Every set stands beside random real images under the same protocol. "Distilling" is the time of the method itself by the clock;
+experts, where a method needs them, are extra. These runs used one of two shared cores each while other work went on, which took between a quarter and a half
+of the time by the clock; numbers of steps were kept small for that reason, and are far from the published ones. Options were set beforehand, or on validation
+images (`frepo`).
 """
 
 
