@@ -154,6 +154,7 @@ class TrajectoryMatching:
                 f"labels are either learned or taken from the expert at the target epoch, got learn={options.learn} and labels=target; use labels=class"
             )
         self.options = options
+        self.labels_itself = options.labels == "target"  # by the expert that is matched, at the target epoch
         self.label_default = "learned" if options.learn != "images" else "soft" if options.labels == "target" else "hard"
         if options.augment not in (None, "students"):
             parse_augment(options.augment)

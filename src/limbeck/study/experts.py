@@ -43,13 +43,14 @@ class Experts:
 def wants_labeler(method: Method, rule: LabelRule, options: DistillOptions) -> bool:
     """Whether the job needs an expert's logits: for its sets, or for the baseline beside learned labels."""
     learned = options.labels == "auto" and label_default(method) == "learned" and options.evaluate and options.baselines
-    return learned or uses_labeler(method, rule)
+    return learned or rule.kind == "soft" or uses_labeler(method, rule)
 
 
 def uses_labeler(method: Method, rule: LabelRule) -> bool:
     """Whether the sets of a method differ between experts: for soft labels, for selectors that score images, and where the method makes images with one."""
     scores = getattr(method.options, "selector", "random").partition(":")[0] != "random"
-    return rule.kind == "soft" or scores or getattr(method, "wants_expert", False)
+    labeled = rule.kind == "soft" and not getattr(method, "labels_itself", False)
+    return labeled or scores or getattr(method, "wants_expert", False)
 
 
 def label_default(method: Method) -> str:
