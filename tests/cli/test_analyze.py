@@ -1,26 +1,14 @@
 """`limbeck analyze` as a user meets it: the list, a run, JSON, sentences and exit codes."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from tests.cli.running import run
 
 from limbeck.analyze import ANALYSES
-from limbeck.cli import main
 
 FAST = ["--protocol", "label-worth-short", "--option", "recognition:models=softmax", "--option", "recognition:epochs=1", "--seeds", "1"]
-
-
-def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["limbeck", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

@@ -1,31 +1,18 @@
 """`limbeck audit` as a user meets it: exit codes, sentences, JSON, and a page on disk."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.cli.running import run
 
-from limbeck.cli import main
 from limbeck.evaluate.protocols import PROTOCOLS, Protocol
 from limbeck.study.distill import FILE, distill
 from limbeck.study.options import DistillOptions
 from limbeck.types.recipe import Recipe
 
 HARD = "audit digits --ipc 2 --labels hard --model softmax --arm end-to-end --canaries 50 --train-images 300 --students 1 --protocol quick"
-
-
-def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command, in this process."""
-    monkeypatch.setattr(sys, "argv", ["limbeck", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module", autouse=True)

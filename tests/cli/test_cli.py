@@ -10,22 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.cli.running import run
 
-from limbeck.cli import VERBS, main
+from limbeck.cli import VERBS
 from limbeck.evaluate.protocols import PROTOCOLS, Protocol
 from limbeck.types.recipe import Recipe
-
-
-def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command, in this process."""
-    monkeypatch.setattr(sys, "argv", ["limbeck", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

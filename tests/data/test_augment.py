@@ -22,6 +22,7 @@ from limbeck.data.augment import (
     rotate,
     shift,
     stretch,
+    suited_to,
 )
 from limbeck.errors import OptionError
 
@@ -364,3 +365,9 @@ def test_dsa_strategy_by_source():
         ("mnist", "svhn", "digits", "composed:fashion-mnist"), without
     )
     assert dsa_strategy_for("fashion-mnist") == dsa_strategy_for("cifar10") == DSA_STRATEGY
+
+
+@pytest.mark.parametrize("source", ["digits", "planted:invert:digits", "planted:tint=0.1:composed:fashion-mnist"])
+def test_what_changes_the_classes_of_a_source_is_left_out_wherever_the_source_is_named(source: str) -> None:
+    assert suited_to("dsa:color_flip_crop", source) == suited_to("dsa:color_flip_crop", "digits") != "dsa:color_flip_crop"
+    assert suited_to("dsa:color_flip_crop", "planted:invert:fashion-mnist") == "dsa:color_flip_crop"

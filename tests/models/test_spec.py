@@ -80,4 +80,5 @@ def test_unreadable_data():
 
 def test_listing_models_imports_no_torch():
     code = "import sys; from limbeck.models import MODELS, parse_model; parse_model('convnet-d3'); assert 'torch' not in sys.modules, 'torch'"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    result = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

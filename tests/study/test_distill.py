@@ -16,7 +16,7 @@ from limbeck.cache import Cache
 from limbeck.errors import LimbeckError, OptionError
 from limbeck.evaluate.protocols import PROTOCOLS
 from limbeck.progress import Reporter
-from limbeck.study.distill import FILE, RECORD, distill, parse_duration, protocol_for
+from limbeck.study.distill import FILE, RECORD, distill, method_of, parse_duration, protocol_for
 from limbeck.study.options import DistillOptions
 from limbeck.types.distilled import DistilledDataset
 
@@ -186,3 +186,10 @@ def test_a_protocol_that_cannot_teach_a_method_s_labels_is_refused_before_anythi
         "frepo@smoke learns labels for students that are trained by mse, but protocol dc trains them by cross-entropy; use --protocol frepo"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_method_is_suited_to_its_source_unless_it_follows_the_students() -> None:
+    asked = {"ipc": "1", "method": "dsa"}
+    assert "flip" not in method_of(DistillOptions(**asked), "digits").options.augment
+    assert method_of(DistillOptions(**asked), "fashion-mnist").options.augment == "dsa"
+    assert method_of(DistillOptions(ipc="1", method="mtt"), "fashion-mnist").options.augment == "students"

@@ -16,7 +16,7 @@ from limbeck.experts.expert import Expert
 from limbeck.progress import SILENT, Reporter
 from limbeck.streams import Streams
 from limbeck.train.examples import Examples
-from limbeck.train.fit import TrainingState, fit, predict
+from limbeck.train.fit import TrainingState, fit
 from limbeck.train.network import Network
 from limbeck.train.share import Share
 from limbeck.train.students import score_logits
@@ -126,8 +126,6 @@ def train_expert(
     total, per_epoch = recipe.total_steps(len(train)), recipe.steps_per_epoch(len(train))
     kept = snapshot_steps(per_epoch, total) if steps is None else steps
     state, records = _interrupted(folder) or (TrainingState(0, network.init(streams), {}), [])
-    truth = torch.from_numpy(validation.labels.copy())
-
     first = share is None or share.rank == 0
 
     def keep(live: TrainingState) -> None:
@@ -139,17 +137,10 @@ def train_expert(
             )
         if not first:
             return
-        network_state = {name: tensor.cpu().clone() for name, tensor in live.network.items()}
-        logits = predict(network, network_state, validation, pixels, plan)
-        accuracy = loss = entropy = None
-        if len(validation):
-            result = score_logits(logits, truth)
-            accuracy = result.accuracy
-            if result.finite:
-                loss, entropy = result.loss, float(torch.special.entr(logits.double().softmax(1)).sum(1).mean())
+        expert = Expert(network, {name: tensor.cpu().clone() for name, tensor in live.network.items()}, pixels, live.step, "")
         name = f"step-{live.step:07d}.safetensors"
-        digest = Expert(network, network_state, pixels, live.step, "").save(folder / name, {"key": key, "index": index, "seed": seed})
-        records.append(Snapshot(live.step, live.step / per_epoch, accuracy, loss, entropy, name, digest))
+        digest = expert.save(folder / name, {"key": key, "index": index, "seed": seed})
+        records.append(Snapshot(live.step, live.step / per_epoch, *_measured(expert, validation, plan), name, digest))
         header = {"kind": _RESUME_KIND, "key": key, "step": live.step, "snapshots": [vars(record) for record in records]}
         tensors = {**{f"network.{n}": t for n, t in live.network.items()}, **{f"optimizer.{n}": t for n, t in live.optimizer.items()}}
         store.save(folder / _RESUME, header, tensors)
@@ -162,6 +153,17 @@ def train_expert(
     store.write_json(folder / _DONE, {"key": key, "task": task, "snapshots": [vars(record) for record in records]})
     (folder / _RESUME).unlink(missing_ok=True)
     return Trajectory(folder, key, tuple(records), task)
+
+
+def _measured(expert: Expert, validation: ImageTable, plan: ExecutionPlan) -> tuple[float | None, float | None, float | None]:
+    """Accuracy, cross-entropy and mean label entropy on validation, None where they cannot be measured (see `Snapshot`)."""
+    if not len(validation):
+        return None, None, None
+    logits = expert.logits(validation, plan)
+    result = score_logits(logits, torch.from_numpy(validation.labels.copy()))
+    if not result.finite:
+        return result.accuracy, None, None
+    return result.accuracy, result.loss, float(torch.special.entr(logits.double().softmax(1)).sum(1).mean())
 
 
 def find_trajectory(cache: Cache, key: str) -> Trajectory | None:

@@ -21,7 +21,7 @@ from limbeck.analyze.subject import Plot, Subject
 from limbeck.data.tables import ImageTable
 from limbeck.report import words
 from limbeck.report.figures import PALETTE, Figure
-from limbeck.report.page import _chart, _environment
+from limbeck.report.page import chart_of, environment
 from limbeck.study.analyzing import Outcome
 from limbeck.types.measurement import Measurement, Quantity
 
@@ -68,7 +68,7 @@ def render_analysis(title: str, outcomes: Sequence[Outcome], subject: Subject) -
             figure = plot_figure(measurement, plot)
             if figure is not None:
                 figures.append(figure)
-                parts.append({"plot": plot, "chart": _chart(figure), "rows": None})
+                parts.append({"plot": plot, "chart": chart_of(figure), "rows": None})
         sections.append(
             {
                 "name": outcome.name,
@@ -89,7 +89,7 @@ def render_analysis(title: str, outcomes: Sequence[Outcome], subject: Subject) -
         ("Digest of the set", dataset.digest),
     ]
     html = (
-        _environment()
+        environment()
         .get_template("analysis.html.j2")
         .render(
             title=title,

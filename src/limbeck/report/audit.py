@@ -9,7 +9,7 @@ import limbeck
 from limbeck import store
 from limbeck.report import words
 from limbeck.report.figures import NARROW, PALETTE, WIDE, Figure
-from limbeck.report.page import _environment
+from limbeck.report.page import environment
 
 _BLUE, _VERMILION, _MUTED, _INK, _PAPER = (PALETTE[name][0] for name in ("blue", "vermilion", "muted", "ink", "paper"))
 ARMS = {"expert": "canaries in the expert's data alone", "end-to-end": "canaries in the data of expert and method"}
@@ -39,7 +39,7 @@ def render_audit(record: Mapping[str, Any]) -> tuple[str, list[Figure]]:
         drawn["frontier"] = frontier_figure(tried, record["title"])
     findings = sorted(record["findings"], key=lambda found: not found["required"])
     html = (
-        _environment()
+        environment()
         .get_template("audit.html.j2")
         .render(
             record=record,

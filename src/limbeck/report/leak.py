@@ -12,7 +12,7 @@ from limbeck import store
 from limbeck.leak.experiment import Chart, Experiment
 from limbeck.report import words
 from limbeck.report.figures import PALETTE, WIDE, Figure
-from limbeck.report.page import _environment
+from limbeck.report.page import environment
 from limbeck.types.measurement import Measurement, Quantity
 
 _BLUE, _INK, _LINE, _PAPER, _VERMILION = (PALETTE[name][0] for name in ("blue", "ink", "line", "paper", "vermilion"))
@@ -27,7 +27,7 @@ def write_leak_report(experiment: Experiment, measurement: Measurement, out: Pat
     for _, figure in drawn:
         figure.save(out / "figures")
     html = (
-        _environment()
+        environment()
         .get_template("leak.html.j2")
         .render(
             experiment=experiment,

@@ -56,7 +56,7 @@ def render(record: Mapping[str, Any], dataset: DistilledDataset | None) -> tuple
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
     gallery = None if dataset is None else make_gallery(dataset)
     html = (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             title=title,
@@ -65,7 +65,7 @@ def render(record: Mapping[str, Any], dataset: DistilledDataset | None) -> tuple
             gains=found,
             summary=summarize(record, rows, found),
             protocols=[(label, protocol_note(label)) for label in dict.fromkeys(row.protocol for row in rows if row.repeats)],
-            charts={name: _chart(figure) for name, figure in drawn.items()},
+            charts={name: chart_of(figure) for name, figure in drawn.items()},
             expert=expert,
             gallery=gallery,
             examples=[] if gallery is None else [(group, picture.top(_EXAMPLE_ENTRIES)) for group, picture in gallery.examples(_EXAMPLES)],
@@ -83,21 +83,23 @@ def render(record: Mapping[str, Any], dataset: DistilledDataset | None) -> tuple
     return html, list(drawn.values())
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates of all pages, with their filters."""
     folder = resources.files("limbeck.report") / "templates"
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=words.size, percent=words.percent, duration=words.duration, pretty=_pretty, tight=_tight)
-    environment.globals.update(count=words.count, dash=words.DASH, bar_text=_bar_text)
-    return environment
+    made.filters.update(size=words.size, percent=words.percent, duration=words.duration, pretty=_pretty, tight=_tight)
+    made.globals.update(count=words.count, dash=words.DASH, bar_text=_bar_text)
+    return made
 
 
-def _chart(figure: Figure) -> dict[str, str]:
+def chart_of(figure: Figure) -> dict[str, str]:
+    """What the template of a chart is given: the figure for wide and for narrow screens, and its words."""
     return {
         "alt": figure.alt,
         "wide": figure.svg(WIDE, prefix=f"{figure.name}-wide"),

@@ -11,7 +11,7 @@ from limbeck import store
 from limbeck.report import words
 from limbeck.report.analysis import SERIES, plot_figure
 from limbeck.report.figures import PALETTE, Figure
-from limbeck.report.page import _chart, _environment
+from limbeck.report.page import chart_of, environment
 from limbeck.study.running import LEDGER, ROWS, Findings, Run
 from limbeck.types.measurement import Quantity
 
@@ -28,7 +28,7 @@ def write_study_report(run: Run) -> Path:
     store.write_text(run.out / "report.md", _markdown(run, findings, figures))
     page = run.out / "report.html"
     html = (
-        _environment()
+        environment()
         .get_template("study.html.j2")
         .render(
             study=run.study.file,
@@ -65,7 +65,7 @@ def _sections(findings: Findings, figures: Mapping[str, Sequence[Figure]]) -> li
             {
                 "id": name,
                 "title": measurement.title,
-                "charts": [{"title": figure.title, **_chart(figure)} for figure in figures[name]],
+                "charts": [{"title": figure.title, **chart_of(figure)} for figure in figures[name]],
                 "reading": " ".join(dict.fromkeys(plot.reading for plot in plots if plot.reading)),
                 "covers": "; ".join(dict.fromkeys(quantity.covers for quantity in quantities.values() if quantity.covers)),
                 "scalars": [(key.replace("_", " "), _scalar(quantity)) for key, quantity in quantities.items() if not quantity.values.ndim],

@@ -6,6 +6,7 @@ A check computes an interval and compares it with a threshold: **holds** when th
 
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -68,9 +69,9 @@ class Check(BaseModel):
 
     kind: str
 
+    @abstractmethod
     def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
         """The verdict on what is measured so far; `measured` holds the study's analyses by id."""
-        raise NotImplementedError
 
     @property
     def selectors(self) -> list[tuple[str, Selector]]:

@@ -232,10 +232,17 @@ def _check_protocol(method: Method, protocol: Protocol, options: DistillOptions)
 
 
 def method_of(options: DistillOptions, source: str) -> Method:
-    """The method of a job, with the augmentation that suits the source: digits must not be mirrored."""
-    method = parse_method(options.method, selector=options.selector if options.selector != "random" else None, steps=options.steps)
+    """The method of a job, suited to the source."""
+    return suited_method(
+        parse_method(options.method, selector=options.selector if options.selector != "random" else None, steps=options.steps), source
+    )
+
+
+def suited_method(method: Method, source: str) -> Method:
+    """The method with the augmentation that suits the source: digits must not be mirrored."""
     augment = getattr(method.options, "augment", None)
-    if not isinstance(augment, str) or (changed := suited_to(augment, source)) == augment:
+    # "students" is trajectory matching's word for the augmentation of the students' recipe, which is suited where that recipe is made
+    if not isinstance(augment, str) or augment == "students" or (changed := suited_to(augment, source)) == augment:
         return method
     made: Method = type(method)(method.options.model_copy(update={"augment": changed}))  # type: ignore[call-arg]
     return made

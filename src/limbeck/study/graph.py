@@ -17,7 +17,7 @@ from limbeck.methods import METHODS
 from limbeck.methods.driver import Method
 from limbeck.methods.parse import parse_method
 from limbeck.models import parse_model
-from limbeck.study.distill import protocol_for
+from limbeck.study.distill import protocol_for, suited_method
 from limbeck.study.kinds import KINDS
 from limbeck.study.places import Place, problem
 from limbeck.study.spec import Cell, Scale, Study, matching
@@ -221,13 +221,8 @@ class Builder:
         return protocol, self._changed(recipe, cell.making.recipe, ("arms", cell.arm, "recipe")) if cell else recipe
 
     def method(self, text: str) -> Method:
-        """A method with the augmentation that suits the source: digits must not be mirrored."""
-        method = parse_method(text)
-        augment = getattr(method.options, "augment", None)
-        if not isinstance(augment, str) or (changed := suited_to(augment, self.scale.source)) == augment:
-            return method
-        made: Method = type(method)(method.options.model_copy(update={"augment": changed}))  # type: ignore[call-arg]
-        return made
+        """A method, suited to the scale's source."""
+        return suited_method(parse_method(text), self.scale.source)
 
     def images(self, cell: Cell) -> int:
         """Number of images of a cell's set."""
