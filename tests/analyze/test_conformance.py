@@ -12,7 +12,7 @@ import torch
 from tests.small import distilled, gaussians, subject
 
 from limbeck.analyze import ANALYSES
-from limbeck.analyze.subject import Analysis, NotApplicable, Subject
+from limbeck.analyze.subject import Analysis, NotApplicable, Size, Subject
 from limbeck.data.splits import TestHandle
 from limbeck.data.tables import ArrayTable
 from limbeck.progress import SILENT
@@ -112,6 +112,14 @@ def test_a_set_of_one_class_is_measured_or_refused_in_a_sentence(name: str, fold
 def test_a_source_without_test_images_is_measured_or_refused_in_a_sentence(name: str, folder: Path) -> None:
     found = outcome(name, subject(test=TestHandle(gaussians(0)), cache=folder))
     assert found.quantities if isinstance(found, Measurement) else "no test images" in found
+
+
+def test_its_work_grows_with_the_set(name: str) -> None:
+    def images(size: Size) -> float:
+        return sum(analysis(name).work(size).values())
+
+    small, large = Size(20, 100, 50, 2000), Size(40, 200, 100, 4000)
+    assert 0 < images(small) < images(large) <= 4 * images(small) + 1
 
 
 def test_its_documentation_cites_its_source_and_states_its_cost(name: str) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from limbeck.analyze.statistics import agreement, bootstrap_images, error_consistency, percentiles
 from limbeck.analyze.students import Trainee, classes_along, draw_balanced, in_steps, predicted_classes, real_examples
-from limbeck.analyze.subject import REAL_RECIPE, Analysis, AnalysisOptions, NotApplicable, Plot, Subject, early_steps, sample
+from limbeck.analyze.subject import REAL_RECIPE, Analysis, AnalysisOptions, NotApplicable, Plot, Size, Subject, Work, early_steps, sample
 from limbeck.data.tables import ImageTable
 from limbeck.progress import Reporter
 from limbeck.train.examples import Examples
@@ -108,6 +108,13 @@ class Agreement(Analysis):
 
     def __init__(self, options: AgreementOptions) -> None:
         self.options = options
+
+    def work(self, size: Size) -> Work:
+        """Students, networks on subsets, and runs on all real images with a look at validation and test images at every snapshot."""
+        options = self.options
+        looks = 2 * options.snapshots * min(options.test_images or size.test, size.test) / 3
+        networks = options.seeds + options.subset_sizes * options.subset_seeds
+        return {None: networks * size.student + options.runs * (options.epochs * size.train + looks)}
 
     def measure(self, subject: Subject, reporter: Reporter) -> Measurement:
         options, started = self.options, time.monotonic()

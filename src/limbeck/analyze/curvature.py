@@ -15,7 +15,7 @@ from limbeck.analyze.lanczos import lanczos_runs, spectral_mass
 from limbeck.analyze.operators import Curvature as Operators
 from limbeck.analyze.operators import chunk_for
 from limbeck.analyze.students import draw_balanced, real_examples
-from limbeck.analyze.subject import REAL_RECIPE, Analysis, AnalysisOptions, Plot, Subject, early_steps
+from limbeck.analyze.subject import REAL_RECIPE, Analysis, AnalysisOptions, Plot, Size, Subject, Work, early_steps
 from limbeck.analyze.trace import ESTIMATORS, Trace, mean_trace
 from limbeck.experts.trajectory import Trajectory
 from limbeck.progress import Reporter
@@ -97,13 +97,13 @@ class Curvature(Analysis):
     name = "curvature"
     title = "Curvature"
     summary = "How curved is the loss on the set, and on real images, as a network learns from real data?"
-    version = 1
+    version = 2
     Options = CurvatureOptions
     smoke: ClassVar[dict[str, Any]] = {
         "model": "mlp:width=4,depth=1", "steps": 4, "snapshots": 2, "batch_size": 16, "subsets": 1, "probes": 2, "images": 6, "eigenvalues": 2,
         "lanczos_steps": 4, "lanczos_images": 6,
     }  # fmt: skip
-    headline = ("hessian_trace_left", "peak_step", "last_top_eigenvalue")
+    headline = ("hessian_trace_left", "left_beyond_real", "peak_step", "last_top_eigenvalue")
     plots = (
         Plot(
             "hessian_trace",
@@ -130,6 +130,14 @@ class Curvature(Analysis):
 
     def __init__(self, options: CurvatureOptions) -> None:
         self.options = options
+
+    def work(self, size: Size) -> Work:
+        """The trainings, and at each moment the traces and the Lanczos runs on the set, on the subsets and on images drawn from all."""
+        options = self.options
+        fixed = size.images * (1 + options.subsets)
+        lanczos = 4 * options.lanczos_steps * options.lanczos_runs * (fixed + min(options.lanczos_images, size.train))
+        moment = 8 * (options.probes * fixed + min(options.images, size.train)) + lanczos
+        return {options.model: options.seeds * (options.steps * options.batch_size + options.snapshots * moment)}
 
     def measure(self, subject: Subject, reporter: Reporter) -> Measurement:
         options, started = self.options, time.monotonic()
@@ -301,11 +309,26 @@ def _quantities(grid: dict[str, np.ndarray], steps: np.ndarray) -> dict[str, Qua
     quantities["top_eigenvalue"] = Quantity(grid["eigenvalues"][..., 0], axes, "nats")
     quantities["smallest_eigenvalue"] = Quantity(grid["smallest_eigenvalue"], axes, "nats")
     quantities["spectrum"] = Quantity(grid["spectrum"].mean(0), ("step", "data", "range"), "fraction of eigenvalues")
+    networks = len(grid["hessian_trace"])
     traces = grid["hessian_trace"][..., 0].mean(0)
-    peak = traces.max(0)
-    quantities["hessian_trace_left"] = Quantity(
-        np.where(peak > 0, traces[-1] / np.where(peak > 0, peak, 1), np.nan), ("data",), "last trace / largest"
+    errors = np.sqrt((grid["hessian_trace"][..., 1] ** 2).sum(0)) / networks
+    left, error = _left(traces, errors)
+    covers += "; not the choice of the peak"
+    quantities["hessian_trace_left"] = Quantity(left, ("data",), "last trace / largest", left - 1.96 * error, left + 1.96 * error, covers)
+    gap, error = np.asarray(left[0] - left[-1]), np.asarray(np.hypot(error[0], error[-1]))
+    quantities["left_beyond_real"] = Quantity(
+        gap, (), "last trace / largest, set minus all real images", np.asarray(gap - 1.96 * error), np.asarray(gap + 1.96 * error), covers
     )
     quantities["peak_step"] = Quantity(steps[traces.argmax(0)].astype(float), ("data",), "step of the largest trace")
     quantities["last_top_eigenvalue"] = Quantity(grid["eigenvalues"][:, -1, :, 0].mean(0), ("data",), "nats")
     return quantities
+
+
+def _left(traces: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The last trace over the largest [data] of traces [step, data], with the standard error of a ratio of independent estimates; NaN where none is positive."""
+    peak, columns = traces.argmax(0), np.arange(traces.shape[1])
+    top, last = traces[peak, columns], traces[-1]
+    top = np.where(top > 0, top, np.nan)
+    left = last / top
+    at_peak = np.where(peak == len(traces) - 1, 0.0, 1.0)  # a ratio of a trace to itself is certain
+    return left, at_peak * np.sqrt(errors[-1] ** 2 + (left * errors[peak, columns]) ** 2) / top

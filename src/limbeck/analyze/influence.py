@@ -15,7 +15,7 @@ from limbeck.analyze.approximations import ekfac, influence_functions, tracin
 from limbeck.analyze.leave_one_out import LeaveOneOutOptions, Retrained, examples_of, leave_one_out, plan_of, without
 from limbeck.analyze.operators import Curvature, chunk_for
 from limbeck.analyze.statistics import over_repeats
-from limbeck.analyze.subject import Analysis, Plot, Subject
+from limbeck.analyze.subject import Analysis, Plot, Size, Subject, Work
 from limbeck.progress import Reporter
 from limbeck.train.examples import Examples
 from limbeck.train.fit import TrainingState, fit
@@ -103,6 +103,10 @@ class Influence(Analysis):
 
     def __init__(self, options: InfluenceOptions) -> None:
         self.options = options
+
+    def work(self, size: Size) -> Work:
+        """Training anew without each image; the estimates from checkpoints and curvature are small beside it."""
+        return {self.options.model: self.options.trained(size.images)}
 
     def measure(self, subject: Subject, reporter: Reporter) -> Measurement:
         options, started = self.options, time.monotonic()

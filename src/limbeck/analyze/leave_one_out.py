@@ -39,6 +39,10 @@ class LeaveOneOutOptions(AnalysisOptions):
         """Full batches in one order, constant rate, no weight decay, no augmentation; the batch size is set by the set."""
         return Recipe(lr=self.lr, momentum=self.momentum, weight_decay=0, steps=self.steps, shuffle=False)
 
+    def trained(self, images: int) -> float:
+        """How many images the trainings on a set of `images` images go through."""
+        return float(self.seeds * (min(self.points or images, images) + self.noise_points + 2) * self.steps * images)
+
 
 @dataclass(frozen=True)
 class Retrained:

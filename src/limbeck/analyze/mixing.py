@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.analyze.statistics import over_repeats
 from limbeck.analyze.students import Trainee, accuracy_of, as_set, draw_balanced, images_of_set_in, in_steps, predicted_classes
-from limbeck.analyze.subject import REAL_RECIPE, Analysis, AnalysisOptions, NotApplicable, Plot, Subject
+from limbeck.analyze.subject import REAL_RECIPE, Analysis, AnalysisOptions, NotApplicable, Plot, Size, Subject, Work
 from limbeck.data.tables import Subset
 from limbeck.experts.expert import Labeler
 from limbeck.labels.rules import soften
@@ -99,6 +99,12 @@ class Mixing(Analysis):
 
     def __init__(self, options: MixingOptions) -> None:
         self.options = options
+
+    def work(self, size: Size) -> Work:
+        """All students; those with added images take as many steps, whose batches grow with the set until they are full."""
+        options = self.options
+        kinds = 2 * len({0, *options.added}) + (len(CURES) if options.cures_at else 0) + (11 if options.sensitivity else 0)
+        return {None: 2.0 * options.seeds * kinds * size.student}
 
     def measure(self, subject: Subject, reporter: Reporter) -> Measurement:
         options, started = self.options, time.monotonic()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from limbeck.analyze.statistics import over_repeats
 from limbeck.analyze.students import accuracy_of, classes_along, draw_balanced
-from limbeck.analyze.subject import REAL_RECIPE, Analysis, AnalysisOptions, Plot, Subject, early_steps
+from limbeck.analyze.subject import REAL_RECIPE, Analysis, AnalysisOptions, Plot, Size, Subject, Work, early_steps
 from limbeck.data.tables import Subset
 from limbeck.experts.expert import Expert
 from limbeck.models import parse_model
@@ -96,6 +96,12 @@ class Recognition(Analysis):
 
     def __init__(self, options: RecognitionOptions) -> None:
         self.options = options
+
+    def work(self, size: Size) -> Work:
+        """Training on all real images, and a look at the test images at every snapshot (a third of the arithmetic of training on them)."""
+        options = self.options
+        looks = options.snapshots * min(options.test_images or size.test, size.test) / 3
+        return dict.fromkeys(options.models, options.seeds * (options.epochs * size.train + looks))
 
     def measure(self, subject: Subject, reporter: Reporter) -> Measurement:
         options, started = self.options, time.monotonic()

@@ -11,7 +11,7 @@ from pydantic import Field
 from limbeck.analyze.attributes import attribute, usual
 from limbeck.analyze.leave_one_out import LeaveOneOutOptions, leave_one_out
 from limbeck.analyze.statistics import over_repeats
-from limbeck.analyze.subject import Analysis, NotApplicable, Plot, Subject
+from limbeck.analyze.subject import Analysis, NotApplicable, Plot, Size, Subject, Work
 from limbeck.progress import Reporter
 from limbeck.types.measurement import Measurement, Quantity
 
@@ -68,12 +68,12 @@ class Semantics(Analysis):
     name = "semantics"
     title = "Semantics"
     summary = "Do the test images that an image of the set influences most have something in common beyond their class?"
-    version = 1
+    version = 2
     Options = SemanticsOptions
     smoke: ClassVar[dict[str, Any]] = {
         "model": "mlp:width=4,depth=1", "steps": 8, "lr": 0.1, "noise_points": 1, "test_images": 50, "shuffles": 20, "least": 3,
     }  # fmt: skip
-    headline = ("lift", "smallest_p_value")
+    headline = ("lift", "smallest_p_value", "any_p_value")
     plots = (
         Plot(
             "lift",
@@ -96,6 +96,10 @@ class Semantics(Analysis):
 
     def __init__(self, options: SemanticsOptions) -> None:
         self.options = options
+
+    def work(self, size: Size) -> Work:
+        """Training anew without each image."""
+        return {self.options.model: self.options.trained(size.images)}
 
     def measure(self, subject: Subject, reporter: Reporter) -> Measurement:
         options, started = self.options, time.monotonic()
@@ -218,11 +222,12 @@ def _quantities(ranked: dict[tuple[str, int], _Ranked], names: tuple[str, ...], 
         "shuffled_best_average_precision": Quantity(grid["shuffled_best"], ("attribute", "class"), "average precision, 95 % quantile"),
         "p_value": Quantity(grid["p_value"], ("attribute", "class"), "p-value"),
         "smallest_p_value": Quantity(_corrected(grid["p_value"]), ("attribute",), "smallest p-value x classes looked at"),
+        "any_p_value": Quantity(np.asarray(_corrected(grid["p_value"].reshape(1, -1))[0]), (), "smallest p-value x classes and attributes looked at"),
         "precision_recall": Quantity(curves, ("attribute", "order", "recall"), "precision, mean over classes"),
     }
 
 
 def _corrected(p_values: np.ndarray) -> np.ndarray:
-    """Bonferroni over classes."""
+    """The smallest p-value of each row by Bonferroni over what was looked at."""
     counts = np.isfinite(p_values).sum(1)
     return np.array([min(1.0, np.nanmin(row) * count) if count else np.nan for row, count in zip(p_values, counts, strict=True)])

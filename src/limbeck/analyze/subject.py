@@ -73,6 +73,20 @@ class Plot:
     reading: str = ""
 
 
+@dataclass(frozen=True)
+class Size:
+    """What decides the cost of an analysis: images of the set, of train and of test, and how many images a student's training on the set goes through."""
+
+    images: int
+    train: int
+    test: int
+    student: int
+
+
+#: Images that an analysis takes forward and backward, by the network that takes them; None is the students' own.
+Work = Mapping[str | None, float | int]
+
+
 @runtime_checkable
 class Analysis(Protocol):
     """One analysis: options, a sentence, and a measurement.
@@ -91,6 +105,10 @@ class Analysis(Protocol):
     plots: ClassVar[tuple[Plot, ...]]
 
     def __init__(self, options: Any) -> None: ...
+
+    def work(self, size: Size) -> Work:
+        """About what measuring takes, when nothing is cached: its price before it is run."""
+        ...
 
     def measure(self, subject: "Subject", reporter: Reporter) -> Measurement:
         """Measures; draws from ``subject.streams[name]`` alone. Raises `NotApplicable` where it cannot, before anything expensive."""

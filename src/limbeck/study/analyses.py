@@ -36,6 +36,7 @@ STUDY_ANALYSES = Registry(
         "label-profile": "limbeck.study.label_analyses:label_profile",
         "seed-spread": "limbeck.study.label_analyses:seed_spread",
         "versus": "limbeck.study.label_analyses:versus",
+        "quantities": "limbeck.study.set_analyses:quantities",
     },
 )
 

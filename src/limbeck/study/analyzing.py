@@ -13,15 +13,19 @@ from limbeck.analyze import ANALYSES
 from limbeck.analyze.subject import Analysis, NotApplicable, Subject
 from limbeck.cache import Cache
 from limbeck.errors import FileFormatError, OptionError, nearest
+from limbeck.experts.expert import Labeler
 from limbeck.experts.trajectory import Trajectory, train_expert
 from limbeck.progress import SILENT, Reporter
 from limbeck.streams import Streams
 from limbeck.study.analyze_options import AnalyzeOptions
 from limbeck.study.judge import Bench, set_up
 from limbeck.study.options import EvaluationOptions
+from limbeck.study.setting import Setting
 from limbeck.train.network import Network
 from limbeck.train.plan import plan_for
+from limbeck.types.distilled import DistilledDataset
 from limbeck.types.measurement import Measurement
+from limbeck.types.plan import ExecutionPlan
 from limbeck.types.recipe import Recipe
 
 
@@ -103,9 +107,16 @@ def make_analysis(name: str, options: AnalyzeOptions) -> Analysis:
         key, equals, value = (part.strip() for part in text.partition(":")[2].partition("="))
         if not equals or not value:
             raise OptionError(f"options of analyses are written NAME:KEY=VALUE, got {text!r}; write for example recognition:epochs=5")
-        if key not in fields:
-            raise OptionError(f"analysis {name} has no option {key!r}; {nearest(key, fields)}")
-        given[key] = _read(value, fields[key].annotation)
+        given[key] = _read(value, fields[key].annotation) if key in fields else value
+    return configured(name, given)
+
+
+def configured(name: str, given: Mapping[str, Any]) -> Analysis:
+    """An analysis with options as plain values. Raises `OptionError`, one sentence."""
+    kind = ANALYSES[name]
+    for key in given:
+        if key not in kind.Options.model_fields:
+            raise OptionError(f"analysis {name} has no option {key!r}; {nearest(key, kind.Options.model_fields)}")
     try:
         made: Analysis = kind(kind.Options(**given))
     except ValidationError as error:
@@ -116,9 +127,15 @@ def make_analysis(name: str, options: AnalyzeOptions) -> Analysis:
     return made
 
 
+def options_of(analysis: Analysis) -> dict[str, Any]:
+    """An analysis's options as plain JSON."""
+    options: Any = getattr(analysis, "options")  # noqa: B009 (no part of the protocol's type)
+    return dict(options.model_dump(mode="json"))
+
+
 def measure(name: str, analysis: Analysis, subject: Subject, reporter: Reporter = SILENT) -> Outcome:
     """The measurement of one analysis, from what is kept or made now."""
-    task = {"analysis": name, "version": analysis.version, "options": _options_of(analysis), "subject": subject.identity}
+    task = {"analysis": name, "version": analysis.version, "options": options_of(analysis), "subject": subject.identity}
     path = subject.cache.path("measurements", subject.cache.key("measurements", task), ".json")
     try:
         return Outcome(name, Measurement.from_dict(json.loads(path.read_text(encoding="utf-8"))), kept=True)
@@ -128,11 +145,6 @@ def measure(name: str, analysis: Analysis, subject: Subject, reporter: Reporter 
     store.write_json(path, measurement.to_dict())
     # as it will be read the next time, so that the first output equals every later one
     return Outcome(name, Measurement.from_dict(measurement.to_dict()))
-
-
-def _options_of(analysis: Analysis) -> Mapping[str, Any]:
-    options: Any = getattr(analysis, "options")  # noqa: B009 (no part of the protocol's type)
-    return dict(options.model_dump(mode="json"))
 
 
 def _read(value: str, annotation: Any) -> Any:
@@ -167,8 +179,37 @@ def _subject(
 
 def subject_of(bench: Bench, device: str, threads: int | None, cache: Cache) -> Subject:
     """A bench as analyses see it."""
-    dataset, splits, streams = bench.dataset, bench.setting.splits, Streams(bench.seed)["analyze"]
-    recipe = bench.protocol.recipe if dataset.step_size is None else bench.protocol.recipe.with_(lr=dataset.step_size)
+    return make_subject(
+        bench.dataset,
+        bench.setting,
+        bench.problem.network,
+        bench.protocol.recipe,
+        bench.protocol.label,
+        bench.plan,
+        Streams(bench.seed),
+        cache,
+        labeler=bench.labeler,
+        device=device,
+        threads=threads,
+    )
+
+
+def make_subject(
+    dataset: DistilledDataset,
+    setting: Setting,
+    network: Network,
+    recipe: Recipe,
+    protocol: str,
+    plan: ExecutionPlan,
+    streams: Streams,
+    cache: Cache,
+    *,
+    labeler: Labeler | None,
+    device: str,
+    threads: int | None,
+) -> Subject:
+    """A distilled set and its source as analyses see them; `recipe` is that of the protocol's students, at the set's own step size where it has one."""
+    splits, streams = setting.splits, streams["analyze"]
 
     def trajectories(network: Network, recipe: Recipe, number: int, steps: tuple[int, ...], reporter: Reporter) -> Trajectory:
         images = recipe.total_steps(len(splits.train)) * recipe.batch_size
@@ -177,7 +218,7 @@ def subject_of(bench: Bench, device: str, threads: int | None, cache: Cache) -> 
             recipe,
             splits.train,
             splits.validation,
-            bench.setting.pixels,
+            setting.pixels,
             # apart from the experts of the same job: what labeled the set must not be what it is compared with
             seed=streams.seed("real"),
             index=number,
@@ -192,14 +233,14 @@ def subject_of(bench: Bench, device: str, threads: int | None, cache: Cache) -> 
         train=splits.train,
         validation=splits.validation,
         test=splits.test,
-        pixels=bench.setting.pixels,
-        network=bench.problem.network,
-        recipe=recipe,
-        protocol=bench.protocol.label,
+        pixels=setting.pixels,
+        network=network,
+        recipe=recipe if dataset.step_size is None else recipe.with_(lr=dataset.step_size),
+        protocol=protocol,
         streams=streams,
-        plan=bench.plan,
+        plan=plan,
         cache=cache,
         trajectories=trajectories,
-        labeler=bench.labeler,
+        labeler=labeler,
         threads=threads,
     )

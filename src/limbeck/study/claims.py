@@ -24,7 +24,7 @@ from limbeck.types.evaluation import Interval, nested_interval
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from limbeck.types.measurement import Measurement
+    from limbeck.types.measurement import Measurement, Quantity
 
 Answer = Literal["holds", "fails", "undecided", "not measured"]
 _RESAMPLES = 2000
@@ -40,6 +40,7 @@ CHECKS = Registry(
         "argmax-grows-with": "limbeck.study.claims:ArgmaxGrowsWith",
         "correlation": "limbeck.study.claims:Correlation",
         "measured": "limbeck.study.claims:Measured",
+        "significant": "limbeck.study.claims:Significant",
     },
 )
 
@@ -258,13 +259,13 @@ class Correlation(_Sided):
         )
 
 
-class Measured(_Sided):
-    """A scalar quantity of one of the study's analyses, above or below a number; its interval is the analysis's own."""
+class _OfAnalysis(Check):
+    """About a scalar quantity of one of the study's analyses."""
 
     analysis: Annotated[str, Field(description="id of an analysis of this study")]
     quantity: Annotated[str, Field(description="name of a scalar quantity of its measurement")]
 
-    def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
+    def _scalar(self, measured: "Mapping[str, Measurement]") -> "Quantity":
         if self.analysis not in measured:
             raise NotMeasured(f"the analysis {self.analysis!r} has no result yet")
         quantities = measured[self.analysis].quantities
@@ -273,7 +274,24 @@ class Measured(_Sided):
             raise OptionError(
                 f"the analysis {self.analysis!r} has no scalar {self.quantity!r}; {nearest(self.quantity, scalars) if scalars else 'it has none'}"
             )
-        found = quantities[self.quantity]
+        return quantities[self.quantity]
+
+
+class Significant(_OfAnalysis):
+    """A p-value at most `level`: holds, or is undecided, since a large p-value shows nothing."""
+
+    level: Annotated[float, Field(gt=0, lt=1, description="largest p-value that counts")] = 0.05
+
+    def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
+        value = float(self._scalar(measured).values)
+        return Verdict("holds" if value <= self.level else "undecided", f"{self.quantity}: p = {value:.2g}", threshold=self.level)
+
+
+class Measured(_Sided, _OfAnalysis):
+    """A scalar quantity of one of the study's analyses, above or below a number; its interval is the analysis's own."""
+
+    def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
+        found = self._scalar(measured)
         low, high = (float("nan") if side is None else float(side) for side in (found.low, found.high))
         interval = Interval(float(found.values), low, high, found.covers or "nothing repeated", 1)
         return self._verdict(interval, f"{self.quantity}: {_spoken(interval)}")

@@ -10,5 +10,6 @@ KINDS = Registry(
         "set": "limbeck.study.tasks:SetTask",
         "evaluate": "limbeck.study.tasks:EvaluateTask",
         "expert-score": "limbeck.study.tasks:ExpertScoreTask",
+        "analyze": "limbeck.study.analyze_task:AnalyzeTask",
     },
 )

@@ -57,7 +57,10 @@ class LabelSettings(_Frozen):
 class Making(_Frozen):
     """What one cell of an arm makes and measures, once the axes have their values."""
 
-    task: Annotated[str, Field(description="evaluate: students on a set; expert-score: the expert itself; set: make the set only")] = "evaluate"
+    task: Annotated[
+        str,
+        Field(description="evaluate: students on a set; expert-score: the expert itself; set: make the set only; analyze: what a set has learned"),
+    ] = "evaluate"
     method: Annotated[str, Field(description="how the images (or labels) are made: name, name@recipe, name:option=value")] = "random-real"
     ipc: Annotated[int | Literal["all"], Field(description="images per class, or 'all' training images")] = 1
     draw: Annotated[int, Field(ge=0, description="number of the image draw")] = 0
@@ -77,6 +80,9 @@ class Making(_Frozen):
     protocol: Annotated[str | None, Field(description="how students are trained; default: the scale's protocol")] = None
     recipe: Annotated[dict[str, Any], Field(description="fields that replace the protocol's, on top of the scale's")] = {}
     students: Annotated[int | None, Field(ge=1, description="students of each set; default: the scale's")] = None
+    analyses: Annotated[
+        dict[str, dict[str, Any]], Field(description="with task = 'analyze': analyses by name (see: limbeck analyze), each with its options")
+    ] = {}
 
 
 class Arm(_Frozen):

@@ -260,7 +260,7 @@ class ExpertTask:
         """Training, and a look at validation after every epoch, which is small beside it."""
         recipe = Recipe(**task.settings["recipe"])
         steps = recipe.total_steps(facts.train)
-        return Price(steps, 3 * _flops(task.settings["model"], facts) * steps * min(recipe.batch_size, facts.train))
+        return Price(steps, 3 * flops_of(task.settings["model"], facts) * steps * min(recipe.batch_size, facts.train))
 
 
 class ChooseTask:
@@ -331,7 +331,7 @@ class ChooseTask:
         """All snapshots for a quarter of the training, a third of them for half, and a ninth, twice, for all of it: of about 25 snapshots."""
         recipe, images = Recipe(**task.settings["recipe"]), _images(task.settings["ipc"], facts)
         steps = round(25 * (0.25 + 0.5 / 3 + 2 / 9) * recipe.total_steps(images))
-        return Price(steps, 3 * _flops(task.settings["model"], facts) * steps * min(recipe.batch_size, images))
+        return Price(steps, 3 * flops_of(task.settings["model"], facts) * steps * min(recipe.batch_size, images))
 
 
 class SetTask:
@@ -435,7 +435,7 @@ class SetTask:
     @staticmethod
     def price(task: Task, facts: DataFacts) -> Price:
         """Steps of about 1,000 images each for a method that optimizes; otherwise the expert's labels alone."""
-        steps, flops = task.settings["steps"], _flops(task.settings["model"], facts)
+        steps, flops = task.settings["steps"], flops_of(task.settings["model"], facts)
         return Price(steps, 3 * flops * steps * 1000 + flops * _images(task.settings["ipc"], facts))
 
 
@@ -513,7 +513,7 @@ class EvaluateTask:
         settings = task.settings
         recipe, images = Recipe(**settings["recipe"]), settings["images"]
         steps = settings["students"] * recipe.total_steps(images)
-        flops = _flops(settings["model"], facts)
+        flops = flops_of(settings["model"], facts)
         return Price(steps, flops * (3 * steps * min(recipe.batch_size, images) + settings["students"] * facts.test))
 
 
@@ -560,7 +560,7 @@ class ExpertScoreTask:
     @staticmethod
     def price(task: Task, facts: DataFacts) -> Price:
         """A pass over test and validation (taken as a tenth of train)."""
-        return Price(0, _flops(task.settings["model"], facts) * (facts.test + facts.train / 9) * len(task.inputs["experts"]))
+        return Price(0, flops_of(task.settings["model"], facts) * (facts.test + facts.train / 9) * len(task.inputs["experts"]))
 
 
 def _rule(method: Method, labels: dict[str, Any]) -> LabelRule:
@@ -620,7 +620,16 @@ def _images(ipc: int | str, facts: DataFacts) -> int:
     return facts.train if ipc == "all" else int(ipc) * facts.classes
 
 
-def _flops(model: str, facts: DataFacts) -> float:
+def labeler_of_set(row: Row, work: Workplace) -> Labeler | None:
+    """The expert, or ensemble, that labeled a set with soft labels."""
+    experts = row["inputs"].get("experts")
+    if not experts or row["settings"]["rule"]["kind"] == "hard":
+        return None
+    return labeler_of([work.artefacts.trajectory(work.row(key)).at(row["measures"]["step"]) for key in experts])
+
+
+def flops_of(model: str, facts: DataFacts) -> float:
+    """Operations of a network for one image, forward."""
     return float(Network(parse_model(model), facts.shape, facts.classes).flops())
 
 
