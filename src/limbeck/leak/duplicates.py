@@ -14,12 +14,13 @@ _AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Nearest:
-    """For each of N queries: the index of the nearest private record, its distance (root mean square per entry), and that distance relative to the mean
-    distance of the next `NEIGHBORS` private records. The relative distance is near 1 for a picture that is merely smooth or average, which is about as near to
-    many records, and near 0 for a copy, which is near to one."""
+    """For each of N queries: the index of the nearest private record, its distance (root mean square per entry), the mean distance `around` of the next `NEIGHBORS`
+    private records, and the first relative to the second. The relative distance is near 1 for a picture that is merely smooth or average, which is about as
+    near to many records, and near 0 for a copy, which is near to one."""
 
     index: Int[Tensor, " N"]
     distance: Float[Tensor, " N"]
+    around: Float[Tensor, " N"]
     relative: Float[Tensor, " N"]
 
 
@@ -47,16 +48,21 @@ def nearest(queries: Float[Tensor, "N D"], private: Float[Tensor, "n D"], own: I
     exact, order = exact.sort(1)
     rest = exact[:, 1:].mean(1) if kept > 1 else torch.ones(len(queries), dtype=torch.float64)
     relative = exact[:, 0] / rest.clamp_min(torch.finfo(torch.float64).tiny)
-    return Nearest(who.gather(1, order)[:, 0], exact[:, 0].float(), torch.where(rest > 0, relative, 0.0).float())
+    return Nearest(who.gather(1, order)[:, 0], exact[:, 0].float(), rest.float(), torch.where(rest > 0, relative, 0.0).float())
 
 
 @dataclass(frozen=True)
 class NearCopies:
-    """How many of N published images lie nearer to a private record than a threshold that held-out images fix, and how likely at least as many are by chance.
+    """How many of N published images lie nearer to a private record than a threshold that held-out images fix, how likely at least as many are by chance, and
+    which ones lie so near that even one of them is an answer.
 
     The threshold is the `rank`-th smallest relative distance of H held-out records. If the published images were further draws of
-    the same distribution, the number below it would follow a beta-binomial distribution with parameters N, rank, H + 1 - rank (order statistics of
+    the same distribution, the number below it (`flagged`) would follow a beta-binomial distribution with parameters N, rank, H + 1 - rank (order statistics of
     exchangeable values), which gives the p-value exactly. `rate` = rank / (H + 1) is the false-alarm rate of a single image.
+
+    That number does not say how far below. So an image below `bar`, half of the smallest relative distance of all held-out records, counts by itself (`single`).
+
+    `half_level` is the relative distance of a copy under noise of half a gray level. A threshold or a bar that is no larger can tell nothing but exact copies.
     """
 
     space: str
@@ -64,33 +70,56 @@ class NearCopies:
     threshold: float
     rate: float
     p_value: float
+    single: tuple[int, ...]
+    bar: float
+    half_level: float
     published: int
     controls: int
     smallest: float
     median: float
     control_median: float
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether the threshold tells a near copy from real images that merely resemble each other."""
+        return self.threshold > self.half_level
+
+    @property
+    def finds_one(self) -> bool:
+        """Whether the bar does."""
+        return self.bar > self.half_level
+
+    @property
+    def gray_levels(self) -> float:
+        """Noise (root mean square) up to which a single copy lies below the bar, about: distances grow in proportion to it."""
+        return min(255.0, 0.5 * self.bar / max(self.half_level, 1e-12))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {**asdict(self), "flagged": list(self.flagged)}
+        return {**asdict(self), "flagged": list(self.flagged), "single": list(self.single), "gray_levels": self.gray_levels}
 
 
-def near_copies(published: np.ndarray, controls: np.ndarray, *, space: str, rate: float = 0.01) -> NearCopies:
+def near_copies(published: np.ndarray, controls: np.ndarray, *, space: str, half_level: float, rate: float = 0.01) -> NearCopies:
     """Compares the relative distances of published images [N] with those of held-out controls [H]; `rate` is a single image's false-alarm rate, as far as H
     controls resolve it."""
     from scipy.stats import betabinom
 
     count = len(controls)
     rank = max(1, int(np.floor(rate * (count + 1))))
-    threshold = float(np.sort(controls)[rank - 1])
+    ordered = np.sort(controls)
+    threshold, bar = float(ordered[rank - 1]), float(ordered[0]) / 2
     flagged = np.flatnonzero(published < threshold)
-    p_value = float(betabinom.sf(len(flagged) - 1, len(published), rank, count + 1 - rank)) if len(flagged) else 1.0
+    # the sum of the tail keeps its digits where one minus the rest has none left
+    tail = betabinom.pmf(np.arange(len(flagged), len(published) + 1), len(published), rank, count + 1 - rank)
     return NearCopies(
         space=space,
         flagged=tuple(flagged.tolist()),
         threshold=threshold,
         rate=rank / (count + 1),
-        p_value=p_value,
+        p_value=min(1.0, float(tail.sum())) if len(flagged) else 1.0,
+        single=tuple(np.flatnonzero(published < bar).tolist()),
+        bar=bar,
+        half_level=half_level,
         published=len(published),
         controls=count,
         smallest=float(published.min()),

@@ -1,34 +1,44 @@
 """Checks of a finished file against private data: what can be said without training anything again."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from limbeck.data.tables import ImageTable
 from limbeck.leak.duplicates import NearCopies, Nearest, near_copies, nearest
 from limbeck.leak.precision import identification_ratio, label_precision
+from limbeck.streams import Streams
 from limbeck.types.distilled import DistilledDataset
-from limbeck.types.finding import Finding
+from limbeck.types.finding import Finding, Verdict, p_words
+from limbeck.types.pixels import PixelSpace
 
 #: What methods publish of their training images by design.
 BY_DESIGN = {"random-real": "whole training images", "rded": "parts of training images"}
-_SAME = 0.5 / 255  # root mean square distance in pixel values 0 to 1: half a gray level is rounding
+_HALF_LEVEL = 0.5 / 255  # pixel values 0 to 1: half a gray level is rounding
 _LEAST_CONTROLS = 20
+_SAMPLE = 1000
 _SHOWN = 20
+_NAMED = 3
 
 Embed = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B D"]]
-"""Turns pixels in [0, 1] into the features of a second space."""
+"""Turns images into the features of a second space."""
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Which published images [N] are private ones: `exact` [N], the nearest private record in pixels, and the calibrated comparison in every space."""
+    """Which published images [N] are private ones: `exact` [N], the nearest private record of each in every space, and the calibrated comparison there.
 
-    exact: Tensor
-    pixels: Nearest
+    `same` is the distance below which an image is exact: how far half a gray level moves a private image in the first space.
+    """
+
+    exact: Bool[Tensor, " N"]
+    same: float
+    nearest: tuple[Nearest, ...]
     near: tuple[NearCopies, ...]
     rows: Int[Tensor, " n"]
     """Numbers in the file of the images that `near` is about: those that are no exact copies."""
@@ -38,24 +48,50 @@ def find_copies(
     dataset: DistilledDataset, private: ImageTable, controls: Int[Tensor, " H"], *, embed: Embed | None = None, rate: float = 0.01, chunk: int = 2048
 ) -> Copies:
     """Compares every image of a set with every private one, in pixel values and, with `embed`, in its features. `controls` are indices of private records that
-    stand for held-out ones: each is compared with all the others."""
-    published = dataset.pixels.to_pixels(dataset.images)
-    spaces: list[tuple[str, Embed]] = [("pixels", lambda images: images.flatten(1))]
+    stand for held-out ones: each is compared with all others, of which exact duplicates count once.
+
+    Images stored behind steps that cannot be undone have no pixel values; then the private images take the same steps, and all are compared behind them.
+    """
+    pixels = dataset.pixels
+    known = pixels.invertible or pixels.stored == "raw" or dataset.images.dtype == torch.uint8
+    published = pixels.to_pixels(dataset.images) if known else pixels(dataset.images)
+    steps = PixelSpace(() if known else pixels.steps)
+    spaces: list[tuple[str, Embed]] = [("pixels" if known else "network space", lambda images: images.flatten(1))]
     if embed is not None:
         spaces.append(("features", embed))
-    near, first, rows = [], None, torch.arange(len(dataset))
+    distinct, number = _distinct(private)
+    own = torch.from_numpy(number[controls.numpy()])
+    found: list[Nearest] = []
+    near: list[NearCopies] = []
+    same, rows = 0.0, torch.arange(len(dataset))
     for name, features in spaces:
-        parts = [features(private.read(range(i, min(i + chunk, len(private)))).float() / 255) for i in range(0, len(private), chunk)]
-        members = torch.cat(parts)
+        members = torch.cat([features(steps(private.read(distinct[i : i + chunk]))) for i in range(0, len(distinct), chunk)])
         mine = nearest(features(published), members)
-        if first is None:
-            first = mine
-            rows = torch.nonzero(mine.distance >= _SAME)[:, 0]
+        moved = _moved(features, steps, private, distinct[mine.index[:_SAMPLE].numpy()])
+        if not found:
+            same, rows = moved, torch.nonzero(mine.distance >= moved)[:, 0]
         if len(rows) and len(controls) >= _LEAST_CONTROLS:
-            clean = nearest(members[controls], members, own=controls)
-            near.append(near_copies(mine.relative[rows].numpy(), clean.relative.numpy(), space=name, rate=rate))
-    assert first is not None
-    return Copies(first.distance < _SAME, first, tuple(near), rows)
+            clean = nearest(members[own], members, own=own)
+            around = max(float(clean.around.median()), torch.finfo(torch.float32).tiny)
+            given = mine.relative[rows].numpy(), clean.relative.numpy()
+            near.append(near_copies(*given, space=name, half_level=min(1.0, moved / around), rate=rate))
+        found.append(replace(mine, index=torch.from_numpy(distinct)[mine.index]))
+    return Copies(found[0].distance < same, same, tuple(found), tuple(near), rows)
+
+
+def _distinct(private: ImageTable) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of records without those that repeat an earlier one, and for every record its place (or that of its original) among them."""
+    _, first, inverse = np.unique(private.record_digests(), return_index=True, return_inverse=True)
+    distinct = np.sort(first)
+    return distinct, np.searchsorted(distinct, first[inverse])
+
+
+def _moved(features: Embed, steps: PixelSpace, private: ImageTable, records: np.ndarray) -> float:
+    """How far noise of half a gray level moves private images in a space: the median over `records`."""
+    images = private.read(records).float() / 255
+    signs = torch.randint(0, 2, images.shape, generator=Streams(0).torch("audit", "half a gray level")) * 2 - 1
+    gap = features(steps(images + _HALF_LEVEL * signs)).double() - features(steps(images)).double()
+    return float(gap.square().mean(1).sqrt().median())
 
 
 def copy_findings(dataset: DistilledDataset, copies: Copies, *, alpha: float) -> list[Finding]:
@@ -67,7 +103,7 @@ def copy_findings(dataset: DistilledDataset, copies: Copies, *, alpha: float) ->
         "images": len(dataset),
         "exact": exact,
         "method": method,
-        "private_records": sorted({int(index) for index in copies.pixels.index[copies.exact]})[:_SHOWN],
+        "private_records": sorted({int(index) for index in copies.nearest[0].index[copies.exact]})[:_SHOWN],
     }
     if declared == BY_DESIGN["random-real"] and exact:
         design = Finding(
@@ -95,22 +131,76 @@ def _others(copies: Copies, exact: int, alpha: float) -> Finding:
     numbers = {"exact": exact, "compared": len(copies.rows), "spaces": [part.to_dict() for part in copies.near]}
     if exact:
         words = f"{exact} images of the file are private images to the gray level, and nothing declares them."
-        return Finding("copies", "leak", words, numbers, threshold=_SAME, false_positive_rate=0.0)
+        return Finding("copies", "leak", words, numbers, threshold=copies.same, false_positive_rate=0.0)
     if not len(copies.rows):
         return Finding("copies", "clean", "Beyond the images published by design the file holds none.", numbers)
     if not copies.near:
-        return Finding("copies", "not checked", "There are too few private images to calibrate what a near copy is.", numbers)
+        return Finding("copies", "not checked", "There are too few distinct private images to calibrate what a near copy is.", numbers)
+    hits = _hits(copies)
+    numbers |= {
+        "near": hits[:_SHOWN],
+        "flagged_images": [hit["image"] for hit in hits[:_SHOWN]],
+        "private_records": [hit["private_record"] for hit in hits[:_SHOWN]],
+    }
     level = alpha / len(copies.near)
     worst = min(copies.near, key=lambda part: part.p_value)
-    flagged = sorted({int(copies.rows[i]) for part in copies.near for i in part.flagged})
-    numbers |= {"flagged_images": flagged[:_SHOWN], "private_records": [int(copies.pixels.index[i]) for i in flagged[:_SHOWN]]}
-    expected = worst.rate * worst.published
-    found = (
+    single = [hit for hit in hits if hit["single"]]
+    blind = [part.space for part in copies.near if not part.calibrated]
+    coarse = [part.space for part in copies.near if not part.finds_one]
+    count = (
         f"{len(worst.flagged)} of {worst.published} images lie nearer to one private image than {1 - worst.rate:.1%} of real images lie to another "
-        f"(in {worst.space}); chance would give {expected:.1f} (p = {worst.p_value:.2g})."
+        f"(in {worst.space}); chance would give {worst.rate * worst.published:.1f} ({p_words(worst.p_value)})"
     )
-    verdict = "leak" if worst.p_value <= level else "clean"
-    return Finding("copies", verdict, found, numbers, threshold=worst.threshold, false_positive_rate=level)  # type: ignore[arg-type]
+    verdict: Verdict
+    if worst.p_value <= level:
+        verdict, words = "leak", f"{count}. Nearest: {_named(hits)}."
+    elif single:
+        verdict = "inconclusive"
+        words = (
+            f"{len(single)} of {worst.published} images lie at less than half the least relative distance of {worst.controls:,} real images to another, as copies "
+            f"do: {_named(single)}. Look at them; as a number they are too few to be told from chance ({p_words(worst.p_value)})."
+        )
+    elif blind:
+        verdict = "not checked"
+        words = f"Private images are so much alike (in {' and '.join(blind)}) that a near copy cannot be told from a real image; only exact copies were looked for."
+    elif coarse:
+        verdict = "inconclusive"
+        words = (
+            f"{count}; but some private images are so much alike (in {' and '.join(coarse)}) that a single near copy cannot be told from one of them."
+        )
+    else:
+        verdict = "clean"
+        noise = max(part.gray_levels for part in copies.near)
+        words = (
+            f"No image lies at less than half the least relative distance of {worst.controls:,} real images to another, which excludes a single copy under "
+            f"noise of up to about {noise:.2g} gray levels. {count}, which excludes {len(worst.flagged) + 1} or more copies that near."
+        )
+    return Finding("copies", verdict, words, numbers, threshold=worst.threshold, false_positive_rate=level)
+
+
+def _hits(copies: Copies) -> list[dict[str, Any]]:
+    """Every image that lies near to a private one, with the record and the space of its nearest hit; the nearest first."""
+    best: dict[int, dict[str, Any]] = {}
+    for part, found in zip(copies.near, copies.nearest, strict=True):
+        for place in sorted({*part.flagged, *part.single}):
+            image = int(copies.rows[place])
+            relative = float(found.relative[image])
+            hit = {
+                "image": image,
+                "private_record": int(found.index[image]),
+                "space": part.space,
+                "relative": relative,
+                "of_threshold": relative / part.threshold,
+                "single": place in part.single,
+            }
+            if image not in best or (hit["single"], -hit["of_threshold"]) > (best[image]["single"], -best[image]["of_threshold"]):
+                best[image] = hit
+    return sorted(best.values(), key=lambda hit: (not hit["single"], hit["of_threshold"]))
+
+
+def _named(hits: Sequence[Mapping[str, Any]]) -> str:
+    pairs = [f"image {hit['image']} to private record {hit['private_record']} (in {hit['space']})" for hit in hits[:_NAMED]]
+    return ", ".join(pairs) + (f" and {len(hits) - _NAMED} more" if len(hits) > _NAMED else "") + ", counted from 0"
 
 
 def privacy_claim(dataset: DistilledDataset, copies: Copies) -> Finding:
@@ -155,8 +245,9 @@ def label_findings(dataset: DistilledDataset, parameters: int) -> list[Finding]:
 
 
 def draw_controls(private: ImageTable, count: int, generator: torch.Generator) -> Int[Tensor, " H"]:
-    """Up to `count` private records that stand for held-out ones."""
-    return torch.randperm(len(private), generator=generator)[:count]
+    """Up to `count` distinct private records that stand for held-out ones: of exact duplicates only one can be drawn."""
+    distinct, _ = _distinct(private)
+    return torch.from_numpy(distinct)[torch.randperm(len(distinct), generator=generator)[:count]]
 
 
 def in_pieces(network_features: Embed, chunk: int = 256) -> Embed:

@@ -27,3 +27,8 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return {**vars(self), "evidence": dict(self.evidence)}
+
+
+def p_words(p_value: float) -> str:
+    """``p = 0.012``; what rounding leaves of smaller ones says no more than ``p < 1e-16``, and never 0."""
+    return f"p = {p_value:.2g}" if p_value >= 1e-16 else "p < 1e-16"
