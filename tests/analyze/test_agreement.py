@@ -18,7 +18,7 @@ def wrong_on(truth: np.ndarray, which: np.ndarray) -> np.ndarray:
     return np.where(which, (truth + 1) % CLASSES, truth)
 
 
-def numbers(seen: _Seen, **options: int) -> dict[str, Quantity]:
+def numbers(seen: _Seen, **options: float) -> dict[str, Quantity]:
     made = Agreement(Agreement.Options(resamples=50, **options))
     quantities, _ = made._quantities({"test": seen, "validation": seen}, STEPS, [5] * len(seen.subsets), np.random.default_rng(0))
     return quantities
@@ -62,6 +62,31 @@ def test_whole_numbers_of_resamples_make_agreement_exact_and_intervals_hold_the_
     # the subset network of the same accuracy is the third, and the snapshot the third
     assert made["accuracy"].values[2] == pytest.approx((subsets[2] == truth).mean(), abs=0.06)
     assert made["accuracy_match_step"].values == 3
+
+
+def test_networks_of_another_accuracy_are_not_compared() -> None:
+    rng, truth = np.random.default_rng(4), np.arange(IMAGES) % CLASSES
+    draw = lambda share: wrong_on(truth, rng.random(IMAGES) < share)  # noqa: E731
+    runs = np.stack([np.stack([draw(share) for share in (0.8, 0.7, 0.6, 0.5)]) for _ in range(2)])
+    made = Agreement(Agreement.Options(resamples=20))
+    seen = _Seen(np.stack([draw(0.1), draw(0.1)]), runs, draw(0.1)[None], truth)
+    quantities, notes = made._quantities({"test": seen, "validation": seen}, STEPS, [5], np.random.default_rng(0))
+    assert np.isnan(quantities["early_minus_subset"].values)
+    assert any(note.startswith("the early-stopped networks nearest in accuracy reach") and note.endswith("use more epochs") for note in notes)
+
+
+def test_few_networks_make_wide_intervals() -> None:
+    rng, truth = np.random.default_rng(5), np.arange(IMAGES) % CLASSES
+    draw = lambda share: wrong_on(truth, rng.random(IMAGES) < share)  # noqa: E731
+    students, subset = np.stack([draw(0.1), draw(0.3)]), draw(0.2)[None]
+    runs = np.stack([draw(share) for share in (0.8, 0.5, 0.2, 0.1)])[None]
+    both, one = (numbers(_Seen(part, runs, subset, truth), tolerance=1.0) for part in (students, students[:1]))
+    low, high = both["accuracy"].low, both["accuracy"].high
+    assert low is not None
+    assert high is not None
+    assert high[0] - low[0] > 0.9  # two students that differ by 20 points say next to nothing about a third
+    assert one["accuracy"].high is not None
+    assert one["accuracy"].high[0] - one["accuracy"].values[0] < 0.05
 
 
 def test_without_validation_images_there_is_no_early_stop_point() -> None:

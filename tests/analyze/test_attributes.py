@@ -62,9 +62,16 @@ def test_a_column_of_a_file_by_row_of_the_test_table(tmp_path: Path) -> None:
     file = tmp_path / "yellow.csv"
     file.write_text("index,yellow,other\n3,1,0\n0,no,\n7,TRUE,1\n5,,1\n")
     assert read_column(file, "yellow") == {3: 1.0, 0: 0.0, 7: 1.0}
-    found = attribute(f"csv:{file}:yellow", gaussians(2), np.array([0, 3, 5, 7]))
+    found = attribute(f"csv:{file}:yellow", gaussians(2), np.array([0, 3, 5, 7]), 8)
     assert found[[0, 1, 3]].tolist() == [0, 1, 1]
     assert np.isnan(found[2])
+
+
+def test_rows_beyond_the_test_table_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("index,yellow\n0,1\n99,1\n")
+    with pytest.raises(DataError, match="names row 99, and the test table has 8 rows"):
+        attribute(f"csv:{file}:yellow", gaussians(2), np.arange(2), 8)
 
 
 def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -79,6 +79,11 @@ def test_estimates_find_the_order_of_influences_and_cheap_settings_say_that_they
     assert correlation["TracIn"] > 0.8  # a convex loss in small steps
     assert correlation["influence functions"] > 0.5
     assert made.converged
+    # of two classes the class says much, and the estimates say more; within a class it says nothing
+    assert 0 < correlation["same class"] < correlation["TracIn"]
+    within = dict(zip(made.axes["estimate"], made["rank_correlation_within"].values, strict=True))
+    assert np.isnan(within["same class"])
+    assert within["TracIn"] > 0.5
     assert made["own_class_influence"].values[0] > 0 > made["own_class_influence"].values[1]
     hasty = Influence(Influence.Options(**{**options, "cg_steps": 1})).measure(subject(cache=tmp_path), SILENT)
     assert not hasty.converged

@@ -1,3 +1,4 @@
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from tests.small import distilled, gaussians, subject
 
-from limbeck.analyze.semantics import Semantics, average_precisions, precision_at
+from limbeck.analyze.semantics import Semantics, average_precisions, chance_precision, corrected, precision_at
 from limbeck.analyze.subject import NotApplicable, Subject
 from limbeck.data.planted import PlantedTable
 from limbeck.data.splits import TestHandle
@@ -56,8 +57,37 @@ def test_average_precision_and_its_curve_by_hand() -> None:
     assert average_precisions(has) == pytest.approx((1 + 2 / 3) / 2)
     assert precision_at(has, (0.5, 1.0)).tolist() == pytest.approx([1, 2 / 3])
     assert np.isnan(average_precisions(np.zeros((1, 3), dtype=bool)))[0]
-    orders = np.random.default_rng(0).permuted(np.tile(np.arange(200) < 50, (500, 1)), axis=1)
-    assert float(average_precisions(orders).mean()) == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_chance_of_a_random_order_is_exact_and_above_the_prevalence() -> None:
+    every = np.array([[place in ones for place in range(6)] for ones in combinations(range(6), 2)])
+    assert float(average_precisions(every).mean()) == pytest.approx(chance_precision(2, 6))
+    assert chance_precision(2, 6) > 2 / 6
+    assert chance_precision(6, 6) == pytest.approx(1)
+    assert chance_precision(1, 1) == 1
+
+
+def test_the_smallest_of_many_p_values_is_no_smaller_by_chance() -> None:
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        best = generator.random((10, 200))  # ten classes, nothing planted, of which the first column is what was seen
+        rows = [(200 - np.searchsorted(np.sort(row), row, side="left")) / 200 for row in best]
+        found.append(corrected(rows))
+    assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.03)
+    assert np.median(found) == pytest.approx(0.5, abs=0.1)
+    assert np.isnan(corrected([]))
+
+
+def test_an_attribute_without_meaning_has_no_lift(tmp_path: Path) -> None:
+    given = planted_subject(tmp_path)
+    lifts = []
+    for seed in range(12):
+        file = tmp_path / f"random-{seed}.csv"
+        drawn = np.random.default_rng(seed).random(given.test.size) < 0.3
+        file.write_text("index,odd\n" + "".join(f"{row},{int(odd)}\n" for row, odd in enumerate(drawn)))
+        lifts.append(measure(given, attributes=(f"csv:{file}:odd",), shuffles=20)["lift"].values[0])
+    assert np.abs(np.mean(lifts, axis=0)).max() < 0.03  # against the prevalence it would be above 0.04
 
 
 def test_an_attribute_without_positives_is_one_clear_sentence(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from limbeck.analyze.statistics import agreement, bootstrap_images, error_consistency, over_repeats, percentiles
+from limbeck.analyze.statistics import agreement, bootstrap_images, error_consistency, half_width, over_repeats, percentiles
 from limbeck.types.evaluation import t_interval
 
 
@@ -49,6 +49,18 @@ def test_resamples_hold_as_many_images_and_are_fair() -> None:
     assert counts.shape == (400, 50)
     assert (counts.sum(1) == 50).all()
     assert np.abs(counts.mean(0) - 1).max() < 5 / math.sqrt(400)
+
+
+def test_half_width_of_a_mean_is_that_of_the_t_interval_and_images_add_to_it() -> None:
+    values = np.array([0.2, 0.5, 0.9])
+    left_out = np.array([np.delete(values, place).mean() for place in range(3)])
+    interval = t_interval(values, "values")
+    still = np.full(50, 0.3)
+    assert half_width(still, [left_out]) == pytest.approx((interval.high - interval.low) / 2)
+    assert half_width(still, []) == pytest.approx(0, abs=1e-12)
+    images = np.random.default_rng(0).normal(0, 0.1, 4000)
+    assert half_width(images, []) == pytest.approx(0.196, rel=0.05)
+    assert 0.196 < half_width(images, [left_out]) < half_width(still, [left_out])  # more variance, and better known
 
 
 def test_percentiles_leave_out_what_has_no_value() -> None:

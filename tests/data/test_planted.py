@@ -6,7 +6,7 @@ from tests.small import gaussians
 from limbeck.data.opening import open_source
 from limbeck.data.planted import PlantedTable, invert, planted_records, rotate, tint
 from limbeck.data.splits import Splits
-from limbeck.data.tables import ArrayTable, Source, Subset
+from limbeck.data.tables import ArrayTable, Source, Subset, digest_rows
 from limbeck.errors import OptionError
 
 BASE = gaussians(100)
@@ -71,3 +71,10 @@ def test_what_cannot_be_planted_is_refused(target: str) -> None:
 def test_a_tint_needs_color() -> None:
     with pytest.raises(OptionError, match=r"^a tint needs color images, got 1 channel; use --channels 3$"):
         open_source("planted:tint:digits")
+
+
+def test_digests_are_of_the_pixels_so_that_a_set_is_known_in_its_source() -> None:
+    table = PlantedTable(gaussians(20), "invert", 0.3)
+    assert 0 < table.planted.sum() < len(table)
+    images = table.read(range(len(table)))
+    assert (table.record_digests() == digest_rows(images.flatten(1).numpy())).all()

@@ -121,3 +121,29 @@ def test_what_cannot_be_done_is_skipped_with_its_sentence_when_all_are_asked_for
     assert not (tmp_path / "mixing.json").exists()
     with pytest.raises(NotApplicable, match="^mixing needs images of at least two classes"):
         analyze_file(tmp_path / "one.safetensors", ["mixing"], options(), tmp_path, cache=Cache(run / "cache"))
+
+
+def test_the_page_shows_what_was_measured_before_and_settings_say_on_what(run: Path, tmp_path: Path) -> None:
+    cache = Cache(run / "cache")
+    small = (*SMALL, "agreement:seeds=1", "agreement:runs=1", "agreement:snapshots=3", "agreement:subset_sizes=1", "agreement:resamples=20")
+    analyze_file(run / FILE, ["recognition"], options(*SMALL), tmp_path, cache=cache)
+    both = analyze_file(run / FILE, ["agreement"], options(*small[5:]), tmp_path, cache=cache)
+    assert [outcome.name for outcome in both.earlier] == ["recognition"]
+    about = json.loads((tmp_path / "agreement.json").read_text())["settings"]["subject"]
+    assert about["set"] == DistilledDataset.load(run / FILE).digest
+    assert (about["network"], about["protocol"]) == ("softmax", "tiny/1")
+    other = analyze_file(run / FILE, ["agreement"], options(*small[5:]), tmp_path, cache=cache, seed=5)
+    assert other.earlier == ()  # of another subject
+
+
+def test_a_changed_file_of_attributes_is_measured_anew(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "odd.csv"
+    small = tuple(
+        f"semantics:{text}" for text in (f"attributes=csv:{file}:odd", "model=softmax", "steps=5", "noise_points=1", "shuffles=20", "least=1")
+    )
+    seen = []
+    for share in (3, 4, 4):
+        file.write_text("index,odd\n" + "".join(f"{row},{int(row % share == 0)}\n" for row in range(200)))
+        found = analyze_file(run / FILE, ["semantics"], options(*small), tmp_path / "out", cache=Cache(run / "cache"))
+        seen.append(found.outcomes[0])
+    assert [outcome.kept for outcome in seen] == [False, False, True]

@@ -1,7 +1,7 @@
 """Whose mistakes do students of the set make: those of networks stopped early on all real data, or of networks trained on a part of it?"""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from limbeck.analyze.statistics import agreement, bootstrap_images, error_consistency, percentiles
+from limbeck.analyze.statistics import agreement, bootstrap_images, error_consistency, half_width, percentiles
 from limbeck.analyze.students import Trainee, classes_along, draw_balanced, in_steps, predicted_classes, real_examples
 from limbeck.analyze.subject import REAL_RECIPE, Analysis, AnalysisOptions, NotApplicable, Plot, Size, Subject, Work, early_steps, sample
 from limbeck.data.tables import ImageTable
@@ -36,6 +36,7 @@ class AgreementOptions(AnalysisOptions):
     nearest: int = Field(3, ge=1, description="subset-trained networks, nearest in validation accuracy, that a student is compared with")
     test_images: int | None = Field(2000, ge=1, description="test images; none: all")
     resamples: int = Field(200, ge=20, description="bootstrap resamples behind every interval")
+    tolerance: float = Field(0.03, gt=0, description="largest difference in test accuracy at which networks count as matched")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ class Agreement(Analysis):
     real images. The early-stop point is found by data: it is the snapshot at which agreement on VALIDATION images is largest, with the bootstrap interval of
     that step; agreement at it is then measured on TEST images. `subset_match` holds, for each student, its `nearest` subset-trained networks in validation
     accuracy. `early_match` are the early-stopped ones at the snapshot of the nearest validation accuracy, so that both have the accuracy of the student.
-    Intervals resample images, students, runs and subset-trained networks together (200 bootstrap resamples by default).
+    Where no network within `tolerance` of the students' accuracy was found, their difference is not given.
+    Intervals are Student's, of a variance with one part for the test images (200 bootstrap resamples by default) and one for each kind of network that there
+    are several of (jackknife), with Satterthwaite's degrees of freedom; that of the early-stop step, which is a choice among snapshots, holds the percentiles
+    of a bootstrap over images and networks, which is too narrow with few networks.
 
     Departures from the paper: the point is not set by hand, there are several students, accuracies are matched on validation, and chance is taken off.
 
@@ -71,7 +75,7 @@ class Agreement(Analysis):
     name = "agreement"
     title = "Agreement"
     summary = "Whose mistakes do its students make: those of early-stopped networks, or of networks trained on fewer real images?"
-    version = 1
+    version = 2
     Options = AgreementOptions
     smoke: ClassVar[dict[str, Any]] = {
         "seeds": 2, "runs": 2, "epochs": 3, "snapshots": 5, "lr": 0.1, "batch_size": 16, "subset_sizes": 2, "subset_largest": 4, "resamples": 20, "nearest": 2,
@@ -210,17 +214,30 @@ class Agreement(Analysis):
         }
         shares = _Shares.of(test, drawn["test"]), _Shares.of(held, drawn["validation"])
         every = _results(*shares, 0, {name: np.arange(number) for name, number in count.items()}, options.nearest)
+        all_of = {name: np.arange(number) for name, number in count.items()}
         replicates: dict[str, list[np.ndarray]] = {name: [] for name in every}
+        chosen_anew: dict[str, list[np.ndarray]] = {name: [] for name in _CHOICES}
         for number in range(1, options.resamples + 1):
-            chosen = {name: generator.integers(0, size, size) for name, size in count.items()}
-            for name, value in _results(*shares, number, chosen, options.nearest).items():
+            for name, value in _results(*shares, number, all_of, options.nearest).items():
                 replicates[name].append(value)
+            chosen = {name: generator.integers(0, size, size) for name, size in count.items()}
+            again = _results(*shares, number, chosen, options.nearest)
+            for name in _CHOICES:
+                chosen_anew[name].append(again[name])
+        left_out = {
+            kind: [_results(*shares, 0, all_of | {kind: np.delete(all_of[kind], place)}, options.nearest) for place in range(size)]
+            for kind, size in count.items()
+            if size > 1
+        }
         kinds = {"students": "students", "runs": "real runs", "subsets": "subset-trained networks"}
         covers = ", ".join(["test images", *(words for name, words in kinds.items() if count[name] > 1)])
 
         def quantity(name: str, axes: tuple[str, ...], unit: str) -> Quantity:
-            low, high = percentiles(np.stack(replicates[name]))
-            return Quantity(every[name], axes, unit, low, high, covers)
+            half = half_width(np.stack(replicates[name]), [np.stack([part[name] for part in parts]) for parts in left_out.values()])
+            low, high = every[name] - half, every[name] + half
+            if unit.startswith("fraction"):
+                low, high = low.clip(0, 1), high.clip(0, 1)
+            return Quantity(every[name], axes, unit, np.asarray(low), np.asarray(high), covers)
 
         at_step = covers.replace("test", "validation")
         quantities = {
@@ -237,18 +254,17 @@ class Agreement(Analysis):
             "students_agree": quantity("students_agree", (), "fraction of test images, between students of the set"),
         }
         for name, source in (("early_stop_step", "early_stop"), ("accuracy_match_step", "accuracy_match")):
-            low, high = percentiles(steps[np.stack(replicates[source])].astype(float))
+            low, high = percentiles(steps[np.stack(chosen_anew[source])].astype(float))
             quantities[name] = Quantity(np.array(float(steps[every[source]])), (), "steps of real training", low, high, at_step)
+        notes = _unmatched(quantities, options.tolerance)
         quantities["subset_accuracy"] = Quantity((test.subsets == test.truth).mean(1), ("subset",), "fraction")
         quantities["subset_size"] = Quantity(np.array(sizes, dtype=float), ("subset",), "images")
         agree = agreement(test.students[:, None], test.subsets[None]).mean(0)
         quantities["subset_agreement"] = Quantity(agree, ("subset",), "fraction of test images")
-        return quantities, _notes(
-            quantities["early_stop_step"],
-            steps,
-            (held.subsets == held.truth[None]).mean(1),
-            (held.students == held.truth[None]).mean(1),
-        )
+        point = quantities["early_stop_step"]
+        if point.high is not None and point.high == steps[-1]:
+            notes.append("the interval of the early-stop point reaches the last snapshot, so the point may lie later; use more epochs")
+        return quantities, notes
 
 
 @dataclass(frozen=True)
@@ -352,13 +368,22 @@ def _divided(quantity: Quantity, by: int, unit: str) -> Quantity:
     return Quantity(values, quantity.axes, unit, low, high, quantity.covers)
 
 
-def _notes(point: Quantity, steps: np.ndarray, subset: np.ndarray, student: np.ndarray) -> list[str]:
+def _unmatched(quantities: dict[str, Quantity], tolerance: float) -> list[str]:
+    """Takes back the comparison of early-stopped with subset-trained networks where either are not as accurate as the students; returns why, in sentences."""
+    own, early, fewer = (float(value) for value in quantities["accuracy"].values)
     notes = []
-    if point.high is not None and point.high == steps[-1]:
-        notes.append("the interval of the early-stop point reaches the last snapshot, so the point may lie later; use more epochs")
-    if not subset.min() <= student.mean() <= subset.max():
-        notes.append(
-            f"the students' validation accuracy, {100 * student.mean():.1f} %, lies outside that of the subset-trained networks, {100 * subset.min():.1f} to "
-            f"{100 * subset.max():.1f} %, so those are not matched in accuracy; change subset_largest"
-        )
+    for value, words, cure in ((early, "early-stopped", "epochs"), (fewer, "subset-trained", "subset_largest")):
+        if abs(value - own) > tolerance:
+            notes.append(
+                f"the {words} networks nearest in accuracy reach {100 * value:.1f} % and the students {100 * own:.1f} %, so they are not matched, and "
+                f"early-stopped and subset-trained networks are not compared; use more {cure}"
+            )
+    if notes:
+        for name in ("early_minus_subset", "early_minus_subset_kappa"):
+            nothing = np.array(np.nan)
+            quantities[name] = replace(quantities[name], values=nothing, low=nothing, high=nothing)
     return notes
+
+
+#: Results that are a choice among snapshots.
+_CHOICES = ("early_stop", "accuracy_match")

@@ -84,6 +84,16 @@ def along(test: Curvature, directions: Float[Tensor, "N P"]) -> Float[Tensor, "N
     return torch.cat([directions @ gradients.T for gradients in test.gradients()], 1)
 
 
+def need_kronfluence() -> None:
+    """Raises `NotApplicable` where the package is missing, before anything expensive."""
+    try:
+        import kronfluence.analyzer
+        import kronfluence.arguments
+        import kronfluence.task  # noqa: F401
+    except Exception as problem:  # its own imports may fail too: all are "not installed"
+        raise NotApplicable(f"EK-FAC needs the kronfluence package ({problem}); pip install 'limbeck[analysis]'") from None
+
+
 def ekfac(
     network: Network,
     state: State,
@@ -95,12 +105,10 @@ def ekfac(
 ) -> Float[Tensor, "N M"]:
     """`influence_functions` with the Fisher matrix approximated layer by layer by eigenvalue-corrected Kronecker factors (George et al. 2018, arXiv
     1806.03884; Grosse et al. 2023, arXiv 2308.03296), by the kronfluence package. Only weights of linear and convolution layers count."""
-    try:
-        from kronfluence.analyzer import Analyzer, prepare_model
-        from kronfluence.arguments import FactorArguments, ScoreArguments
-        from kronfluence.task import Task
-    except Exception as problem:  # its own imports may fail too: all are "not installed"
-        raise NotApplicable(f"EK-FAC needs the kronfluence package ({problem}); pip install 'limbeck[analysis]'") from None
+    need_kronfluence()
+    from kronfluence.analyzer import Analyzer, prepare_model
+    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.task import Task
 
     class Classification(Task):
         def compute_train_loss(self, batch: Any, model: torch.nn.Module, sample: bool = False) -> Tensor:

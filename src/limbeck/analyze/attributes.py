@@ -74,8 +74,14 @@ def usual(table: ImageTable) -> tuple[str, ...]:
     return (*built_in, *(("planted",) if planted_records(table) is not None else ()))
 
 
-def attribute(name: str, table: ImageTable, rows: np.ndarray) -> np.ndarray:
-    """1 (has it), 0 (has it not) or NaN (not known) for each image of `table`, which are the `rows` of the whole test table.
+def file_of(name: str) -> Path | None:
+    """The file that an attribute is read from, or None for one that needs none."""
+    path = name.removeprefix("csv:").rpartition(":")[0]
+    return Path(path) if name.startswith("csv:") and path else None
+
+
+def attribute(name: str, table: ImageTable, rows: np.ndarray, size: int | None = None) -> np.ndarray:
+    """1 (has it), 0 (has it not) or NaN (not known) for each image of `table`, which are the `rows` of the whole test table (of `size` images).
 
     A built-in attribute is a score above the median of the image's own class, so that it says nothing about the class. ``csv:<path>:<column>`` takes a column
     of 0 and 1 (or yes and no) from a CSV file whose column ``index`` holds rows of the test table; rows that it does not list, or leaves empty, are not known.
@@ -87,10 +93,13 @@ def attribute(name: str, table: ImageTable, rows: np.ndarray) -> np.ndarray:
             raise NotApplicable("the attribute planted needs a source in which something was planted; use a source planted:invert:SOURCE")
         return planted.astype(np.float64)
     if name.startswith("csv:"):
-        path, _, column = name.removeprefix("csv:").rpartition(":")
-        if not path:
+        path = file_of(name)
+        if path is None:
             raise OptionError(f"an attribute from a file is written csv:PATH:COLUMN, got {name!r}; name the column")
-        known = read_column(Path(path), column)
+        known = read_column(path, name.rpartition(":")[2])
+        beyond = [] if size is None else [row for row in known if row >= size]
+        if beyond:
+            raise DataError(f"{str(path)!r} names row {beyond[0]}, and the test table has {size} rows; number rows within the test images")
         return np.array([known.get(int(row), np.nan) for row in rows])
     if name not in SCORES:
         raise OptionError(f"unknown attribute {name!r}, and it is no csv:PATH:COLUMN; {nearest(name, [*SCORES, 'planted'])}")

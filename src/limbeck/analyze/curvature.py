@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,8 @@ from limbeck.analyze.operators import Curvature as Operators
 from limbeck.analyze.operators import chunk_for
 from limbeck.analyze.students import draw_balanced, real_examples
 from limbeck.analyze.subject import REAL_RECIPE, Analysis, AnalysisOptions, Plot, Size, Subject, Work, early_steps
-from limbeck.analyze.trace import ESTIMATORS, Trace, mean_trace
+from limbeck.analyze.trace import ESTIMATORS, LEAST, Trace, mean_trace, samples_of
+from limbeck.errors import OptionError
 from limbeck.experts.trajectory import Trajectory
 from limbeck.progress import Reporter
 from limbeck.streams import Streams
@@ -129,6 +130,8 @@ class Curvature(Analysis):
     )
 
     def __init__(self, options: CurvatureOptions) -> None:
+        if options.probes < LEAST.get(options.estimator, 0):
+            raise OptionError(f"the estimator {options.estimator} needs probes >= {LEAST[options.estimator]}, got {options.probes}; use more probes")
         self.options = options
 
     def work(self, size: Size) -> Work:
@@ -211,7 +214,7 @@ class Curvature(Analysis):
             ggn, hessian = sampled_traces(given, generator, 1 if data.sampled else options.probes, data.sampled)
             if options.estimator != "images" and not data.sampled:
                 ggn, hessian = (
-                    ESTIMATORS[options.estimator](product, given.dimension, options.probes, generator, given.like)
+                    _widened(ESTIMATORS[options.estimator](product, given.dimension, options.probes, generator, given.like), options, given.dimension)
                     for product in (given.ggn, given.hessian)
                 )
             fisher = mean_trace(given.fisher_samples().cpu(), 0)
@@ -285,6 +288,15 @@ def sampled_traces(curvature: Operators, generator: torch.Generator, repeats: in
         return Trace(float(samples.mean()), error, cost)
 
     return over_signs(ggn), over_signs(hessian)
+
+
+def _widened(trace: Trace, options: CurvatureOptions, dimension: int) -> Trace:
+    """A trace whose standard error, times 1.96, is the half-width of Student's interval: it comes from few samples."""
+    from scipy.stats import t
+
+    samples = samples_of(options.estimator, options.probes, dimension)
+    factor = float(t.ppf(0.975, samples - 1)) / 1.96 if samples > 1 else math.inf
+    return replace(trace, standard_error=trace.standard_error * factor if trace.standard_error > 0 else trace.standard_error)
 
 
 def _pair(trace: Trace) -> Tensor:

@@ -49,12 +49,13 @@ class Retrained:
     """Losses on M test images of networks trained on N images of the set but one.
 
     `influence` [S, N, M] is ``loss without the image - loss with all`` in nats, so what is positive, the image helped; `reordered` [S, n, M] the same of the
-    first n omissions with the images in another order, which changes nothing but rounding errors. `points` [N] are numbers of images of the set, `rows` [M]
-    of the whole test table, and `test` the table of those rows.
+    omissions number `again` [n] with the images in another order, which changes nothing but rounding errors. `points` [N] are numbers of images of the set,
+    `rows` [M] of the whole test table, and `test` the table of those rows.
     """
 
     influence: Float[Tensor, "S N M"]
     reordered: Float[Tensor, "S n M"]
+    again: Int[Tensor, " n"]
     points: Int[Tensor, " N"]
     rows: Int[Tensor, " M"]
     test: ImageTable
@@ -68,7 +69,7 @@ class Retrained:
     @property
     def noise(self) -> float:
         """Root mean square of what reordering changes, as a fraction of the root mean square influence of the same points."""
-        own = self.influence[:, : self.reordered.shape[1]]
+        own = self.influence[:, self.again]
         size = float(own.square().mean().sqrt())
         return float((self.reordered - own).square().mean().sqrt()) / size if size > 0 else float("inf")
 
@@ -87,13 +88,13 @@ def leave_one_out(subject: Subject, options: LeaveOneOutOptions, reporter: Repor
     test = subject.test_table(options.test_images)
     streams = subject.streams["leave-one-out"]
     points = torch.randperm(len(subject.dataset), generator=streams.torch("points"))[: options.points].sort().values
-    again = points[: options.noise_points].tolist()
+    again = torch.randperm(len(points), generator=streams.torch("again"))[: options.noise_points].sort().values
     examples, recipe, plan = examples_of(subject), options.recipe.with_(batch_size=len(subject.dataset)), plan_of(subject, network, options)
     tasks: list[tuple[int | None, bool]] = [
         (None, False),
         *((point, False) for point in points.tolist()),
         (None, True),
-        *((point, True) for point in again),
+        *((point, True) for point in points[again].tolist()),
     ]
     found = []
     with reporter.task("networks without one image each", options.seeds * len(tasks)) as tick:
@@ -127,7 +128,7 @@ def leave_one_out(subject: Subject, options: LeaveOneOutOptions, reporter: Repor
     own, other = all_losses[:, :count], all_losses[:, count:]
     drawn = test is not subject.test_table() and isinstance(test, Subset)
     at = torch.from_numpy(test.indices.copy()) if drawn else torch.arange(len(test))  # type: ignore[attr-defined]
-    return Retrained(own[:, 1:] - own[:, :1], other[:, 1:] - other[:, :1], points, at, test, bool(torch.isfinite(all_losses).all()))
+    return Retrained(own[:, 1:] - own[:, :1], other[:, 1:] - other[:, :1], again, points, at, test, bool(torch.isfinite(all_losses).all()))
 
 
 def examples_of(subject: Subject) -> Examples:

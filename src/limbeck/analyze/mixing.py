@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ BASES = ("distilled", "real")
 class MixingOptions(AnalysisOptions):
     """How many real images are added, the cures, and the settings that are varied."""
 
-    added: tuple[int, ...] = Field((0, 2, 10, 50, 250), min_length=1, description="real images of each class that are added")
+    added: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 2, 10, 50, 250), min_length=1, description="real images of each class that are added")
     seeds: int = Field(3, ge=1, description="students of every kind, each with a draw of its own of the real images")
     cures_at: int = Field(10, ge=0, description="real images of each class that are added where the cures are tried; 0: no cures")
     weight_decay: float = Field(5e-3, ge=0, description="weight decay of the regularized cure")

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.analyze.statistics import over_repeats
-from limbeck.analyze.students import accuracy_of, classes_along, draw_balanced
+from limbeck.analyze.students import accuracy_of, classes_along, draw_balanced, images_of_set_in
 from limbeck.analyze.subject import REAL_RECIPE, Analysis, AnalysisOptions, Plot, Size, Subject, Work, early_steps
 from limbeck.data.tables import Subset
 from limbeck.experts.expert import Expert
@@ -59,7 +59,7 @@ class Recognition(Analysis):
     name = "recognition"
     title = "Recognition"
     summary = "Do networks that were trained on real images recognize the distilled ones?"
-    version = 1
+    version = 2
     Options = RecognitionOptions
     smoke: ClassVar[dict[str, Any]] = {
         "models": ("softmax", "mlp-d1-w16"),
@@ -130,6 +130,9 @@ class Recognition(Analysis):
         mapped, map_axes, notes = self._map(subject, first)
         if len(owners.unique()) < classes:
             notes.append(f"the set has images of {len(owners.unique())} of the {classes} classes; the others have no value")
+        known = int(images_of_set_in(subject.dataset, subject.train).sum())
+        if known:
+            notes.append(f"{known} of the set's {len(owners)} images are training images of these networks, so recognizing them is no surprise")
         models = tuple(str(parse_model(model)) for model in options.models)
         quantities = {
             "recognized": over_repeats(on_set[..., -1], ("model",), "networks", "fraction of distilled images"),
@@ -161,7 +164,8 @@ class Recognition(Analysis):
             return {}, {}, [f"{expert.network.spec} has no `features` method, so there is no map"]
         classes = len(subject.dataset.classes)
         generator = subject.streams[self.name].torch("map")
-        real = Subset(subject.train, draw_balanced(subject.train, [self.options.map_images] * classes, generator))
+        among = images_of_set_in(subject.dataset, subject.train)
+        real = Subset(subject.train, draw_balanced(subject.train, [self.options.map_images] * classes, generator, among))
         parts = {
             "distilled": subject.dataset.inputs(),
             "real": subject.pixels(real.read(range(len(real)))),

@@ -1,14 +1,16 @@
 """Does what an image of the set influences have something in common beyond its class?"""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from limbeck.analyze.attributes import attribute, usual
+from limbeck.analyze.attributes import attribute, file_of, usual
 from limbeck.analyze.leave_one_out import LeaveOneOutOptions, leave_one_out
 from limbeck.analyze.statistics import over_repeats
 from limbeck.analyze.subject import Analysis, NotApplicable, Plot, Size, Subject, Work
@@ -31,10 +33,12 @@ class SemanticsOptions(LeaveOneOutOptions):
 
 @dataclass(frozen=True)
 class _Ranked:
-    """One attribute in one class: its prevalence, the average precision of each own image and of every image of other classes, and the same of the best own
-    image under shuffled attributes; precision at `_RECALLS` of the best own image, and its mean under shuffling."""
+    """One attribute in one class: its prevalence, the expected average precision of a random order, the average precision of each own image and of every image
+    of other classes, and the same of the best own image under shuffled attributes; precision at `_RECALLS` of the best own image, and its mean under shuffling.
+    """
 
     prevalence: float
+    chance: float
     own: dict[int, float]
     others: list[float]
     best: float
@@ -43,21 +47,24 @@ class _Ranked:
     shuffled_curve: np.ndarray
 
     @property
-    def p_value(self) -> float:
-        """How often the best own image ranks a shuffled attribute at least as well (Phipson and Smyth 2010: never zero)."""
-        return float((1 + (self.shuffled >= self.best).sum()) / (1 + len(self.shuffled)))
+    def p_values(self) -> np.ndarray:
+        """Of the attribute as it is and of every shuffled one [1 + shuffles]: how often the best own image ranks one of all these at least as well (Phipson and
+        Smyth 2010: never zero)."""
+        best = np.concatenate([[self.best], self.shuffled])
+        return (len(best) - np.searchsorted(np.sort(best), best, side="left")) / len(best)
 
 
 class Semantics(Analysis):
-    """Average precision of ranking a class's test images by the influence of an image of the set, for a yes-or-no attribute, against its prevalence.
+    """Average precision of ranking a class's test images by the influence of an image of the set, for a yes-or-no attribute, against a random order.
 
     Claim to test: single distilled images hold meaning beyond their class: ranking car images by the influence of some distilled cars finds the yellow ones
     (Yang, Zhu, Deng and Russakovsky 2024, "What is Dataset Distillation Learning?", arXiv 2406.04284, section 5). Test images of one class are ranked by
     ``loss without image j - loss with all`` (see `limbeck.analyze.leave_one_out`), largest first, and ``AP = 1/P sum_r precision at the r-th positive``,
-    whose expectation for a random order is close to the prevalence.
+    whose expectation for a random order is above the prevalence (`chance_precision`); `lift` is taken from there, with an interval over classes.
 
     Two controls: images of OTHER classes rank the same test images; and the attribute is shuffled within the class, for which the best of as many own
-    images is taken again, so that the p-value allows for having looked at all of them. One p-value in twenty is below 0.05 by chance alone.
+    images is taken again, so that the p-value allows for having looked at all of them. `smallest_p_value` and `any_p_value` allow for having looked at all
+    classes, and at all attributes, too (`corrected`).
 
     Departures from the paper, whose code for this is not published: built-in attributes (above the class's median) besides annotated ones, all images of
     the set, both controls. ``planted:invert:SOURCE`` plants an attribute, so that what the analysis finds can be checked.
@@ -68,7 +75,7 @@ class Semantics(Analysis):
     name = "semantics"
     title = "Semantics"
     summary = "Do the test images that an image of the set influences most have something in common beyond their class?"
-    version = 2
+    version = 3
     Options = SemanticsOptions
     smoke: ClassVar[dict[str, Any]] = {
         "model": "mlp:width=4,depth=1", "steps": 8, "lr": 0.1, "noise_points": 1, "test_images": 50, "shuffles": 20, "least": 3,
@@ -77,7 +84,7 @@ class Semantics(Analysis):
     plots = (
         Plot(
             "lift",
-            "Average precision above prevalence",
+            "Average precision above that of a random order",
             x="attribute",
             kind="dots",
             color="ranked by",
@@ -97,6 +104,11 @@ class Semantics(Analysis):
     def __init__(self, options: SemanticsOptions) -> None:
         self.options = options
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the measurement depends on beside the subject."""
+        return tuple(path for name in self.options.attributes or () if (path := file_of(name)) is not None)
+
     def work(self, size: Size) -> Work:
         """Training anew without each image."""
         return {self.options.model: self.options.trained(size.images)}
@@ -108,9 +120,9 @@ class Semantics(Analysis):
         names = options.attributes or usual(test)
         unknown = np.zeros(len(test), dtype=int)
         for name in names:  # what cannot be read is refused before anything is trained
-            attribute(name, test, unknown)
+            attribute(name, test, unknown, subject.test.size)
         exact = leave_one_out(subject, options, reporter)
-        values = {name: attribute(name, exact.test, exact.rows.numpy()) for name in names}
+        values = {name: attribute(name, exact.test, exact.rows.numpy(), subject.test.size) for name in names}
         generator = subject.streams[self.name].numpy("shuffles")
         owners = subject.dataset.owners.long()[exact.points].numpy()
         classes = subject.dataset.classes
@@ -139,7 +151,7 @@ class Semantics(Analysis):
                 "attribute": tuple(names),
                 "class": classes,
                 "image": tuple(points),
-                "ranked by": ("images of the class", "images of other classes"),
+                "ranked by": ("images of the class", "images of other classes", "difference"),
                 "recall": _RECALLS,
                 "order": ("best image", "best image, shuffled attribute"),
             },
@@ -179,6 +191,7 @@ def _rank(scores: np.ndarray, has: np.ndarray, own: np.ndarray, points: list[int
         curves.append(precision_at(mixed[int(np.argmax(again))], _RECALLS))
     return _Ranked(
         prevalence=float(has.mean()),
+        chance=chance_precision(int(has.sum()), len(has)),
         own={point: float(value) for point, value, is_own in zip(points, found, own, strict=True) if is_own},
         others=found[~own].tolist(),
         best=float(found[own].max()),
@@ -192,23 +205,23 @@ def _quantities(ranked: dict[tuple[str, int], _Ranked], names: tuple[str, ...], 
     shape = (len(names), classes)
     grid = {key: np.full(shape, np.nan) for key in ("prevalence", "best", "shuffled_best", "p_value")}
     each = np.full((len(names), len(points)), np.nan)
-    lift, low, high = (np.full((len(names), 2), np.nan) for _ in range(3))
+    lift, low, high = (np.full((len(names), 3), np.nan) for _ in range(3))
     curves = np.full((len(names), 2, len(_RECALLS)), np.nan)
     for row, name in enumerate(names):
         parts = {number: part for (known, number), part in ranked.items() if known == name}
         for number, part in parts.items():
-            facts = part.prevalence, part.best, float(np.quantile(part.shuffled, 0.95)), part.p_value
+            facts = part.prevalence, part.best, float(np.quantile(part.shuffled, 0.95)), float(part.p_values[0])
             for key, value in zip(grid, facts, strict=True):
                 grid[key][row, number] = value
             for point, value in part.own.items():
                 each[row, points.index(point)] = value
-        above = [
-            np.array([value - part.prevalence for part in parts.values() for value in part.own.values()]),
-            np.array([value - part.prevalence for part in parts.values() for value in part.others]),
-        ]
-        for column, values in enumerate(above):
+        # a class is one observation: its images rank the same test images
+        own = np.array([np.mean(list(part.own.values())) - part.chance for part in parts.values()])
+        others = np.array([np.mean(part.others) - part.chance if part.others else np.nan for part in parts.values()])
+        for column, values in enumerate((own, others, own - others)):
+            values = values[np.isfinite(values)]
             if len(values):
-                mean = over_repeats(values, (), "images of the set", "average precision")
+                mean = over_repeats(values, (), "classes", "average precision")
                 lift[row, column] = mean.values
                 if mean.low is not None and mean.high is not None:
                     low[row, column], high[row, column] = mean.low, mean.high
@@ -216,18 +229,35 @@ def _quantities(ranked: dict[tuple[str, int], _Ranked], names: tuple[str, ...], 
             curves[row] = np.mean([(part.curve, part.shuffled_curve) for part in parts.values()], axis=0)
     return {
         "average_precision": Quantity(each, ("attribute", "image"), "average precision"),
-        "lift": Quantity(lift, ("attribute", "ranked by"), "average precision - prevalence", low, high, "images of the set"),
+        "lift": Quantity(lift, ("attribute", "ranked by"), "average precision above that of a random order", low, high, "classes"),
         "prevalence": Quantity(grid["prevalence"], ("attribute", "class"), "fraction of the class's test images"),
         "best_average_precision": Quantity(grid["best"], ("attribute", "class"), "average precision"),
         "shuffled_best_average_precision": Quantity(grid["shuffled_best"], ("attribute", "class"), "average precision, 95 % quantile"),
         "p_value": Quantity(grid["p_value"], ("attribute", "class"), "p-value"),
-        "smallest_p_value": Quantity(_corrected(grid["p_value"]), ("attribute",), "smallest p-value x classes looked at"),
-        "any_p_value": Quantity(np.asarray(_corrected(grid["p_value"].reshape(1, -1))[0]), (), "smallest p-value x classes and attributes looked at"),
+        "smallest_p_value": Quantity(
+            np.array([corrected([part.p_values for (known, _), part in ranked.items() if known == name]) for name in names]),
+            ("attribute",),
+            "smallest p-value, corrected for all classes looked at",
+        ),
+        "any_p_value": Quantity(
+            np.array(corrected([part.p_values for part in ranked.values()])),
+            (),
+            "smallest p-value, corrected for all classes and attributes looked at",
+        ),
         "precision_recall": Quantity(curves, ("attribute", "order", "recall"), "precision, mean over classes"),
     }
 
 
-def _corrected(p_values: np.ndarray) -> np.ndarray:
-    """The smallest p-value of each row by Bonferroni over what was looked at."""
-    counts = np.isfinite(p_values).sum(1)
-    return np.array([min(1.0, np.nanmin(row) * count) if count else np.nan for row, count in zip(p_values, counts, strict=True)])
+def corrected(p_values: Sequence[np.ndarray]) -> float:
+    """The p-value of the smallest of several (Westfall and Young 1993, the single-step minimum): how often the smallest among as many shuffled attributes is as
+    small. Rows [1 + shuffles] hold the p-value of the attribute as it is, then those of its shuffles; NaN without rows."""
+    if not p_values:
+        return float("nan")
+    smallest = np.min(p_values, axis=0)
+    return float((smallest <= smallest[0]).mean())
+
+
+def chance_precision(positives: int, size: int) -> float:
+    """The expected average precision of a random order: ``((P - 1) / (m - 1) (m - H_m) + H_m) / m`` with the harmonic number H_m, above the prevalence P / m."""
+    harmonic = float((1 / np.arange(1, size + 1)).sum())
+    return ((positives - 1) / max(size - 1, 1) * (size - harmonic) + harmonic) / size

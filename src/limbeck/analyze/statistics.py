@@ -1,5 +1,7 @@
 """What analyses compute from predictions: agreement, error consistency, and intervals over repeats and test images."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from limbeck.types.evaluation import t_interval
@@ -41,6 +43,25 @@ def bootstrap_images(images: int, replicates: int, generator: np.random.Generato
     """Counts [B, M]: how often each of M images is in each resample of M with replacement (Efron 1979)."""
     draws = generator.integers(0, images, (replicates, images))
     return np.stack([np.bincount(row, minlength=images) for row in draws])
+
+
+def half_width(resampled: np.ndarray, left_out: Sequence[np.ndarray], level: float = 0.95) -> np.ndarray:
+    """Half of Student's interval of an estimate whose variance has independent parts, with Satterthwaite's degrees of freedom ``(sum_k v_k)^2 / sum_k v_k^2 / d_k``.
+
+    `resampled` [B, ...] are bootstrap replicates over test images, whose variance counts as known. Each of `left_out` [n, ...] holds the estimates without one
+    of n networks of a kind: their jackknife variance is ``(n - 1) / n sum_i (e_i - mean e)^2`` with n - 1 degrees of freedom (Efron and Stein 1981), which for
+    a mean of n values is that of the t interval. Parts without a value count as nothing.
+    """
+    from scipy.stats import t
+
+    parts = [(np.nan_to_num(np.var(resampled, axis=0, ddof=1)), np.inf)]
+    for values in left_out:
+        count = len(values)
+        parts.append((np.nan_to_num((count - 1) ** 2 / count * np.var(values, axis=0, ddof=1)), count - 1.0))
+    total = np.asarray(sum(variance for variance, _ in parts))
+    used = np.asarray(sum(variance**2 / freedom for variance, freedom in parts))
+    freedom = np.divide(total**2, used, out=np.full(total.shape, 1e9), where=used > 0)
+    return np.asarray(np.sqrt(total) * t.ppf(0.5 + level / 2, freedom))
 
 
 def percentiles(replicates: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

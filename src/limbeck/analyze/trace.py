@@ -44,7 +44,7 @@ def hutchinson(product: Product, dimension: int, products: int, generator: torch
 
     The variance of one sample is ``2 (||A||_F^2 - sum_i A_ii^2)``, so a diagonal matrix is traced exactly by a single vector.
     """
-    _need(products, 1, "Hutchinson's estimator")
+    _need(products, LEAST["hutchinson"], "Hutchinson's estimator")
     probes = rademacher(products, dimension, generator, like)
     return mean_trace((probes.double() * product(probes)).sum(1), products)
 
@@ -56,7 +56,7 @@ def hutch_plus_plus(product: Product, dimension: int, products: int, generator: 
     A third of the products makes the basis, a third the exact part, a third the rest. Given Q the estimate is unbiased, and the standard error is that of the
     last third.
     """
-    _need(products, 3, "Hutch++")
+    _need(products, LEAST["hutch++"], "Hutch++")
     third = min(products // 3, dimension)
     basis = orthonormal(product(rademacher(third, dimension, generator, like)))
     exact = float((basis * product(basis.to(like.dtype))).sum())
@@ -82,7 +82,7 @@ def xtrace(product: Product, dimension: int, products: int, generator: torch.Gen
     of the vector back on its sphere. All Q_i come from one QR decomposition: Q_i Q_i^T = Q (I - s_i s_i^T) Q^T, with s_i the normalized column i of
     R^-T. The standard error, ``std_i / sqrt(r)``, is the authors' estimate (the r terms are exchangeable, not independent). Exact when A has rank below r.
     """
-    _need(products, 4, "XTrace")
+    _need(products, LEAST["xtrace"], "XTrace")
     count = min(products // 2, dimension)
     probes = torch.randn(count, dimension, generator=generator, dtype=torch.float64).to(like.device)
     probes *= math.sqrt(dimension) / probes.norm(dim=1, keepdim=True)
@@ -119,4 +119,13 @@ def _need(products: int, least: int, what: str) -> None:
         raise OptionError(f"{what} needs at least {least} products with the matrix, got {products}; use {least} or more")
 
 
+def samples_of(estimator: str, products: int, dimension: int) -> int:
+    """How many samples the standard error of an estimator comes from: Student's t has one degree of freedom less."""
+    if estimator == "hutch++":
+        return products - 2 * min(products // 3, dimension)
+    return min(products // 2, dimension) if estimator == "xtrace" else products
+
+
+#: The fewest products that an estimator works with.
+LEAST = {"hutchinson": 1, "hutch++": 3, "xtrace": 4}
 ESTIMATORS = {"hutchinson": hutchinson, "hutch++": hutch_plus_plus, "xtrace": xtrace}

@@ -37,7 +37,7 @@ def analyze(
 
     folder = out or file.parent / "analysis"
     found = analyze_file(file, names, options, folder, source=source, model=model, seed=seed, reporter=_reporter())
-    page = write_analysis(found.title, found.outcomes, found.subject, folder)
+    page = write_analysis(found.title, [*found.outcomes, *found.earlier], found.subject, folder)
     if json:
         shown = {
             outcome.name: outcome.measurement.to_dict() if outcome.measurement else {"analysis": outcome.name, "skipped": outcome.refusal}

@@ -393,7 +393,7 @@ def dsa_strategy_for(source: str) -> str:
 def suited_to(text: str, source: str) -> str:
     """An augmentation's text without ``flip`` in a DSA strategy where mirroring changes the classes of `source` (as `dsa_strategy_for`)."""
     while source.startswith("planted:"):  # planted:TRANSFORMATION:SOURCE has the classes of its source
-        source = source.split(":", 2)[2]
+        source = source.removeprefix("planted:").partition(":")[2]
     kind = source if source.startswith("composed:") else source.partition(":")[0]
     augment = parse_augment(text)
     if not isinstance(augment, DSA) or "flip" not in augment.operations or "flip" in dsa_strategy_for(kind):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limbeck.data.opening import SourceOptions, open_source
 from limbeck.data.splits import scores
-from limbeck.data.tables import ImageTable, Source, Subset, as_indices
+from limbeck.data.tables import ImageTable, Source, Subset, as_indices, digest_rows
 from limbeck.errors import OptionError
 from limbeck.streams import Streams
 
@@ -57,8 +57,14 @@ class PlantedTable(ImageTable):
 
     @cached_property
     def _digests(self) -> np.ndarray:
+        """Of the pixels as they are read, like the base's own, where those are at hand; else derived from the base's."""
         own = self.base.record_digests()
-        return np.where(self.planted, scores(own, STREAMS.seed("transformed", self.kind)), own)
+        if not self.resident:
+            return np.where(self.planted, scores(own, STREAMS.seed("transformed", self.kind)), own)
+        made = own.copy()
+        for part in np.array_split(np.flatnonzero(self.planted), max(1, int(self.planted.sum()) // 1000)):
+            made[part] = digest_rows(self.read(part).flatten(1).numpy())
+        return made
 
     def record_digests(self) -> np.ndarray:
         return self._digests

@@ -1,8 +1,9 @@
 """The job behind `limbeck analyze`: a file's subject is set up once, each analysis measures it, and finished measurements are kept."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Analyzed:
-    """All outcomes on one file, and the subject that they are of."""
+    """All outcomes on one file, and the subject that they are of. `earlier` were measured on the same subject by another command, and lie in the same folder."""
 
     subject: Subject
     title: str
     outcomes: tuple[Outcome, ...]
+    earlier: tuple[Outcome, ...] = ()
 
 
 def analyze_file(
@@ -81,7 +83,19 @@ def analyze_file(
         measurement = outcomes[-1].measurement
         assert measurement is not None
         store.write_json(out / f"{name}.json", measurement.to_dict())
-    return Analyzed(subject, title, tuple(outcomes))
+    return Analyzed(subject, title, tuple(outcomes), tuple(_earlier(out, asked, subject)))
+
+
+def _earlier(folder: Path, asked: Sequence[str], subject: Subject) -> Iterator[Outcome]:
+    for name in ANALYSES:
+        if name in asked:
+            continue
+        try:
+            found = Measurement.from_dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, FileFormatError):
+            continue
+        if found.settings.get("subject") == _about(subject):
+            yield Outcome(name, found, kept=True)
 
 
 def chosen_names(names: Sequence[str], options: AnalyzeOptions) -> list[str]:
@@ -136,15 +150,32 @@ def options_of(analysis: Analysis) -> dict[str, Any]:
 def measure(name: str, analysis: Analysis, subject: Subject, reporter: Reporter = SILENT) -> Outcome:
     """The measurement of one analysis, from what is kept or made now."""
     task = {"analysis": name, "version": analysis.version, "options": options_of(analysis), "subject": subject.identity}
+    files = getattr(analysis, "files", ())
+    if files:
+        task["files"] = [_digest(path) for path in files]
     path = subject.cache.path("measurements", subject.cache.key("measurements", task), ".json")
     try:
         return Outcome(name, Measurement.from_dict(json.loads(path.read_text(encoding="utf-8"))), kept=True)
     except (OSError, ValueError, FileFormatError):
         pass
     measurement = analysis.measure(subject, reporter)
+    measurement = replace(measurement, settings={**measurement.settings, "subject": _about(subject)})
     store.write_json(path, measurement.to_dict())
     # as it will be read the next time, so that the first output equals every later one
     return Outcome(name, Measurement.from_dict(measurement.to_dict()))
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""  # the analysis says what is wrong with it
+
+
+def _about(subject: Subject) -> dict[str, Any]:
+    """What was analyzed, as plain JSON: digests, architecture, protocol and seeds."""
+    about: dict[str, Any] = json.loads(store.canonical_json({**subject.identity, "protocol": subject.protocol, "network": str(subject.network.spec)}))
+    return about
 
 
 def _read(value: str, annotation: Any) -> Any:
