@@ -86,7 +86,7 @@ def _published(
     }
 
 
-_SMALL = _published(10, 2, 3, 100.0, 1e-5, 0.01)
+_SMALL = _published(20, 1, 2, 100.0, 1e-5, 0.02)
 
 
 class TrajectoryMatching:
@@ -144,7 +144,7 @@ class TrajectoryMatching:
         "tiny-imagenet-ipc1": _published(10, 2, 10, 1e4, 1e-4, 0.01),
         "tiny-imagenet-ipc10": {**_published(20, 2, 40, 1e4, 1e-4, 0.01), "batch": 200},
         "tiny-imagenet-ipc50": {**_published(20, 2, 40, 1e4, 1e-4, 0.01), "batch": 300},
-        "fashion-mnist-cpu-ipc1": {**_SMALL, "steps": 300},
+        "fashion-mnist-cpu-ipc1": {**_SMALL, "steps": 400},
         "smoke": {**_published(5, 3, 2, 1.0, 1e-4, 0.1), "steps": 20},
     }
 
@@ -320,7 +320,7 @@ class TESLA(TrajectoryMatching):
         "cifar10-ipc1": {**_published(50, 2, 5, 1e3, 1e-7, 0.01), "labels": "class"},
         "cifar100-ipc50": {**_published(80, 2, 40, 1e3, 1e-5, 0.01), "batch": 125, "labels": "class"},
         "imagenet64-ipc1": {**_published(10, 3, 10, 1e4, 1e-4, 0.01), "batch": 100},
-        "fashion-mnist-cpu-ipc1": {**_SMALL, "steps": 300},
+        "fashion-mnist-cpu-ipc1": {**_SMALL, "steps": 400},
         "smoke": {**_published(5, 3, 2, 1.0, 1e-4, 0.1), "steps": 20},
     }
 
