@@ -1,6 +1,8 @@
 import math
+import re
 from pathlib import Path
-from typing import ClassVar
+from types import NoneType
+from typing import ClassVar, get_args
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from pydantic import BaseModel
 from tests.small import gaussians, problem
 
 from limbeck.errors import LimbeckError, OptionError
+from limbeck.methods import METHODS
 from limbeck.methods.driver import Metrics, State, Turn, run_method
 from limbeck.methods.parse import parse_method
 from limbeck.methods.problem import Problem
@@ -145,3 +148,29 @@ def test_what_cannot_be_read_is_one_sentence(text: str, sentence: str) -> None:
     with pytest.raises(OptionError) as caught:
         parse_method(text)
     assert str(caught.value).startswith(sentence)
+
+
+NONE = [
+    (name, field)
+    for name, kind in METHODS.items()
+    for field, info in kind.Options.model_fields.items()
+    if field in ("augment", "inner_augment", "view_augment") or re.search(r"\bnone\b", info.description or "")
+]
+
+
+@pytest.mark.parametrize(("name", "field"), NONE)
+def test_none_is_read_wherever_it_is_documented(name: str, field: str) -> None:
+    value = getattr(parse_method(f"{name}:{field}=none").options, field)
+    assert value == (None if NoneType in get_args(METHODS[name].Options.model_fields[field].annotation) else "none")
+
+
+def test_none_is_documented_for_these() -> None:
+    assert {("dm", "augment"), ("bptt", "inner_augment"), ("rded", "view_augment"), ("mtt", "batch"), ("sre2l", "teacher")} <= set(NONE)
+
+
+def test_a_value_with_options_of_its_own_keeps_its_commas() -> None:
+    options = parse_method("sre2l:teacher=convnet:width=64,norm=batch,steps=7").options
+    assert (options.teacher, options.steps) == ("convnet:width=64,norm=batch", 7)  # type: ignore[attr-defined]
+    assert parse_method("dm:augment=dsa:color_crop,align_corners=true").options.augment == "dsa:color_crop,align_corners=true"  # type: ignore[attr-defined]
+    with pytest.raises(OptionError, match="method dm has no option 'stepz'; did you mean 'steps'"):
+        parse_method("dm:image_lr=1,stepz=3")
