@@ -1,12 +1,16 @@
 """Attacks on a Gaussian score model whose optimal attack is known, exactness of the randomization test, and the resolution rule."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
 
 from limbeck.errors import OptionError
-from limbeck.leak.membership import LabelAttack, auc_of, draw_design, judge_attack, label_margin, lira, rmia, tpr_at
+from limbeck.leak.membership import AttackResult, LabelAttack, Rate, auc_of, draw_design, judge_attack, label_margin, lira, rmia, tpr_at
+
+SCORES = np.random.default_rng(5).normal(0, 1, (4, 6))
 
 
 def gaussian_worlds(worlds: int, records: int, shift: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +84,7 @@ def test_a_real_effect_has_a_small_p_value_and_an_interval_around_the_truth() ->
     assert found.p_value == pytest.approx(1 / 301)
     assert found.auc_low < found.auc < found.auc_high
     assert found.auc > found.critical
+    assert found.verdict(0.1) == "leak"
     assert (found.members, found.non_members, found.records, found.worlds) == (1200, 1200, 200, 12)
     curve = np.array(found.curve)
     assert (np.diff(curve, axis=0) >= 0).all()
@@ -91,8 +96,80 @@ def test_a_rate_is_given_only_where_the_non_members_resolve_it() -> None:
     found = judge_attack(lambda d: lira(scores, d), design, np.random.default_rng(0), alpha=0.01, redraws=20, bootstraps=20)
     assert found.rates["0.001"] is None
     assert found.rates["0.01"] is not None
+    assert (found.tested, found.level) == ("0.01", 0.005)
     few = judge_attack(lambda d: lira(scores[:4], d), design[:4], np.random.default_rng(0), alpha=0.01, redraws=20, bootstraps=20)
     assert few.rates == {"0.001": None, "0.01": None}
+    assert (few.tested, few.level) == (None, 0.01)
+
+
+def test_a_few_records_that_are_fully_exposed_leak_though_the_area_hides_them() -> None:
+    rng = np.random.default_rng(5)
+    design = draw_design(9, 400, rng)
+    scores = rng.normal(0, 1, (9, 400))
+    scores[:, :12] += 20 * design[:, :12]
+    found = judge_attack(lambda d: lira(scores, d), design, rng, alpha=0.005, redraws=400, bootstraps=100)
+    assert found.p_value > 0.1
+    assert found.auc_high < 0.6
+    rate = found.rates["0.01"]
+    assert rate is not None
+    assert rate.p_value == pytest.approx(1 / 401)
+    assert rate.low > 0.01
+    assert rate.tpr >= rate.critical
+    assert found.verdict(0.1) == "leak"
+
+
+def result(**changes: Any) -> AttackResult:
+    given: dict[str, Any] = {
+        "auc": 0.5,
+        "auc_low": 0.45,
+        "auc_high": 0.55,
+        "p_value": 0.5,
+        "redraws": 100,
+        "level": 0.01,
+        "critical": 0.6,
+        "tested": "0.01",
+        "rates": {"0.001": None, "0.01": Rate(0.02, 0.0, 0.05, 0.4, 0.06)},
+        "members": 9,
+        "non_members": 9,
+        "records": 2,
+        "worlds": 9,
+        "curve": (),
+    }
+    return AttackResult(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "clean"),
+        ({"p_value": 0.01}, "leak"),
+        ({"auc_high": 0.61}, "inconclusive"),
+        ({"rates": {"0.01": Rate(0.03, 0.0, 0.05, 0.01, 0.02)}}, "leak"),
+        ({"rates": {"0.01": Rate(0.03, 0.012, 0.05, 0.02, 0.06)}}, "inconclusive"),  # more than guessing, as it seems
+        ({"rates": {"0.01": Rate(0.03, 0.0, 0.12, 0.2, 0.2)}}, "inconclusive"),  # an excess of 0.1 is not excluded
+        ({"tested": None, "rates": {"0.01": None}}, "clean"),
+    ],
+)
+def test_clean_needs_both_the_area_and_the_rate(changes: dict[str, Any], verdict: str) -> None:
+    assert result(**changes).verdict(0.1) == verdict
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_critical_value_is_the_smallest_that_leaks(seed: int) -> None:
+    """Values at it have a p-value of at most the level, and those one step below it do not: the k-th largest null value itself does not leak."""
+    rng = np.random.default_rng(seed)
+    design = draw_design(4, 6, rng)
+    observed: list[np.ndarray] = []
+
+    def attack(drawn: np.ndarray) -> np.ndarray:  # few records, so that null values tie often
+        observed.append(drawn)
+        return lira(SCORES, drawn)
+
+    found = judge_attack(attack, design, rng, alpha=0.1, redraws=99, bootstraps=1)
+    null = np.array([auc_of(lira(SCORES, drawn), drawn) for drawn in observed[1:]])
+    step = 0.5 / (12 * 12)
+    assert (1 + (null >= found.critical - 1e-9).sum()) / 100 <= found.level
+    assert (1 + (null >= found.critical - step - 1e-9).sum()) / 100 > found.level
 
 
 def test_the_area_under_the_curve_agrees_with_sklearn_on_ties() -> None:

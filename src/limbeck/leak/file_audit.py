@@ -185,7 +185,7 @@ def _hits(copies: Copies) -> list[dict[str, Any]]:
         for place in sorted({*part.flagged, *part.single}):
             image = int(copies.rows[place])
             relative = float(found.relative[image])
-            hit = {
+            hit: dict[str, Any] = {
                 "image": image,
                 "private_record": int(found.index[image]),
                 "space": part.space,

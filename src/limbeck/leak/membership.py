@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import OptionError
+from limbeck.types.finding import Verdict
 
 Attack = Callable[[np.ndarray], np.ndarray]
 """From a design, bool [W, R], to scores [W, R]: the larger, the more likely a member."""
@@ -128,11 +129,25 @@ class LabelAttack:
 
 
 @dataclass(frozen=True)
+class Rate:
+    """A true-positive rate at a small false-positive rate, with its 95 % interval (bootstrap of records), the exact p-value under redrawn designs, and the smallest
+    value that leaks."""
+
+    tpr: float
+    low: float
+    high: float
+    p_value: float
+    critical: float
+
+
+@dataclass(frozen=True)
 class AttackResult:
     """How an attack did over all worlds: area under the ROC curve and true-positive rates at small false-positive rates, with 95 % intervals from a bootstrap of
-    records (all worlds of a record stay together), and the exact p-value of the area under redrawn designs.
+    records (all worlds of a record stay together), and exact p-values under redrawn designs.
 
-    A rate f is None when fewer than ``10 / f`` non-members were judged: it cannot be told from so few. `curve` holds (false-positive, true-positive) points.
+    A rate f is None when fewer than ``10 / f`` non-members were judged: it cannot be told from so few. Two statistics are tested, each at `level`: the area, and the
+    rate at `tested`, the smallest false-positive rate that can be told; where none can, the area alone. An average over all records hides the few that are exposed;
+    the rate does not. `critical` is the smallest area that leaks. `curve` holds (false-positive, true-positive) points.
     """
 
     auc: float
@@ -140,8 +155,10 @@ class AttackResult:
     auc_high: float
     p_value: float
     redraws: int
+    level: float
     critical: float
-    rates: Mapping[str, Mapping[str, float] | None]
+    tested: str | None
+    rates: Mapping[str, Rate | None]
     members: int
     non_members: int
     records: int
@@ -151,6 +168,21 @@ class AttackResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return {**asdict(self), "curve": [list(point) for point in self.curve]}
+
+    def verdict(self, tolerance: float) -> Verdict:
+        """A leak when the p-value of area or rate reaches `level`. Clean when neither does, the intervals exclude an area and a rate that lie `tolerance` above
+        guessing, and the rate's interval reaches down to the false-positive rate."""
+        rate = self.rates[self.tested] if self.tested else None
+        if self.p_value <= self.level or (rate is not None and rate.p_value <= self.level):
+            return "leak"
+        guessed = float(self.tested or 0)
+        excluded = self.auc_high < 0.5 + tolerance and (rate is None or (rate.low <= guessed and rate.high < guessed + tolerance))
+        return "clean" if excluded else "inconclusive"
+
+
+def tested_rate(non_members: int) -> float | None:
+    """The smallest of `RATES` that so many non-members resolve."""
+    return next((rate for rate in RATES if non_members >= 10 / rate), None)
 
 
 def auc_of(scores: np.ndarray, members: np.ndarray) -> float:
@@ -174,37 +206,39 @@ def tpr_at(scores: np.ndarray, members: np.ndarray, rate: float) -> float:
 def judge_attack(
     attack: Attack, design: np.ndarray, generator: np.random.Generator, *, alpha: float, redraws: int = 2000, bootstraps: int = 500
 ) -> AttackResult:
-    """Runs an attack on its design, on `redraws` redrawn ones for the p-value and the critical value at level `alpha`, and on `bootstraps` resamples of records."""
+    """Runs an attack on its design, on `redraws` redrawn ones for the p-values and the critical values, and on `bootstraps` resamples of records. The level `alpha`
+    is split equally between the area and the tested rate, where there is one."""
     scores = attack(design)
-    auc = auc_of(scores, design)
-    null = np.empty(redraws)
-    for i in range(redraws):
-        drawn = draw_design(len(design), design.shape[1], generator)
-        null[i] = auc_of(attack(drawn), drawn)
-    records = design.shape[1]
-    picks = [generator.integers(0, records, records) for _ in range(bootstraps)]
-    areas = [auc_of(scores[:, pick], design[:, pick]) for pick in picks]
-    non_members = int((~design).sum())
-    rates: dict[str, dict[str, float] | None] = {}
-    for rate in RATES:
-        if non_members < 10 / rate:
-            rates[f"{rate:g}"] = None
-            continue
-        spread = [tpr_at(scores[:, pick], design[:, pick], rate) for pick in picks]
-        rates[f"{rate:g}"] = {
-            "tpr": tpr_at(scores, design, rate),
-            "low": float(np.quantile(spread, 0.025)),
-            "high": float(np.quantile(spread, 0.975)),
-        }
+    members, non_members, records = int(design.sum()), int((~design).sum()), design.shape[1]
+    resolved = [rate for rate in RATES if non_members >= 10 / rate]
+    tested = tested_rate(non_members)
+    level = alpha if tested is None else alpha / 2
+
+    def statistics(scores: np.ndarray, design: np.ndarray) -> list[float]:
+        return [auc_of(scores, design), *(tpr_at(scores, design, rate) for rate in resolved)]
+
+    observed = np.array(statistics(scores, design))
+    drawn = (draw_design(len(design), records, generator) for _ in range(redraws))
+    null = np.array([statistics(attack(other), other) for other in drawn])
+    picks = (generator.integers(0, records, records) for _ in range(bootstraps))
+    spread = np.array([statistics(scores[:, pick], design[:, pick]) for pick in picks])
+    p_values = (1 + (null >= observed).sum(0)) / (1 + redraws)
+    low, high = np.quantile(spread, 0.025, axis=0), np.quantile(spread, 0.975, axis=0)
+    # the p-value reaches the level only above the k-th largest null value: one step of an area (half a pair), or of a rate (a member), further
+    step = np.array([0.5 / (members * non_members), *(1 / members for _ in resolved)])
+    critical = np.sort(null, axis=0)[::-1][max(0, int(np.floor(level * (redraws + 1))) - 1)] + step
+    known = {f"{rate:g}": Rate(*(float(part[i]) for part in (observed, low, high, p_values, critical))) for i, rate in enumerate(resolved, start=1)}
     return AttackResult(
-        auc=auc,
-        auc_low=float(np.quantile(areas, 0.025)),
-        auc_high=float(np.quantile(areas, 0.975)),
-        p_value=float((1 + (null >= auc).sum()) / (1 + redraws)),
+        auc=float(observed[0]),
+        auc_low=float(low[0]),
+        auc_high=float(high[0]),
+        p_value=float(p_values[0]),
         redraws=redraws,
-        critical=float(np.sort(null)[::-1][max(0, int(np.floor(alpha * (redraws + 1))) - 1)]),
-        rates=rates,
-        members=int(design.sum()),
+        level=level,
+        critical=float(critical[0]),
+        tested=None if tested is None else f"{tested:g}",
+        rates={f"{rate:g}": known.get(f"{rate:g}") for rate in RATES},
+        members=members,
         non_members=non_members,
         records=records,
         worlds=len(design),

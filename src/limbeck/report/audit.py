@@ -10,6 +10,7 @@ from limbeck import store
 from limbeck.report import words
 from limbeck.report.figures import NARROW, PALETTE, WIDE, Figure
 from limbeck.report.page import environment
+from limbeck.types.finding import p_words
 
 _BLUE, _VERMILION, _MUTED, _INK, _PAPER = (PALETTE[name][0] for name in ("blue", "vermilion", "muted", "ink", "paper"))
 ARMS = {"expert": "canaries in the expert's data alone", "end-to-end": "canaries in the data of expert and method"}
@@ -59,6 +60,7 @@ def render_audit(record: Mapping[str, Any]) -> tuple[str, list[Figure]]:
             arms=ARMS,
             points=_points,
             interval=_interval,
+            p_value=_p_value,
             palette=PALETTE,
             version=limbeck.__version__,
         )
@@ -69,6 +71,11 @@ def render_audit(record: Mapping[str, Any]) -> tuple[str, list[Figure]]:
 def _points(fraction: float) -> str:
     """A difference of fractions in percentage points, signed."""
     return f"{100 * fraction:+.1f}".replace("-", words.MINUS)
+
+
+def _p_value(value: float) -> str:
+    """As a column of its own shows it."""
+    return p_words(value).removeprefix("p ").removeprefix("= ")
 
 
 def _interval(row: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from limbeck.leak.canaries import Plant, Relabeled
 from limbeck.leak.defenses import parse_defenses
 from limbeck.leak.exposure import Exposure, exposure
 from limbeck.leak.file_audit import label_findings
-from limbeck.leak.membership import Attack, AttackResult, LabelAttack, draw_design, judge_attack, label_margin, lira, rmia
+from limbeck.leak.membership import Attack, AttackResult, LabelAttack, draw_design, judge_attack, label_margin, lira, rmia, tested_rate
 from limbeck.leak.split import within_class
 from limbeck.leak.verdicts import exit_code, overall
 from limbeck.methods import SELECTORS
@@ -51,7 +51,7 @@ from limbeck.train.plan import plan_for
 from limbeck.train.students import Student, in_groups, score_logits, train_students
 from limbeck.types.distilled import DistilledDataset
 from limbeck.types.evaluation import t_interval
-from limbeck.types.finding import Finding
+from limbeck.types.finding import Finding, p_words
 from limbeck.types.pixels import PixelSpace
 from limbeck.types.plan import ExecutionPlan
 from limbeck.types.recipe import Recipe
@@ -206,6 +206,8 @@ def set_up(source: str, options: AuditOptions, cache: Cache, reporter: Reporter)
     if options.arm == "expert" and not bench.with_expert:
         raise OptionError("no expert takes part in making this set, so the arm 'expert' has nothing to check; use --arm end-to-end")
     share = options.alpha / max(1, _tests(bench))
+    if _attacked(options) and tested_rate((options.shadows + 1) * options.canaries) is not None:
+        share /= 2  # an attack's share is split between its area and its rate
     if share * (options.redraws + 1) < 1:
         raise OptionError(
             f"{options.redraws} redraws cannot show a p-value of {share:.2g}, each test's share of --alpha; use --redraws {int(2 / share)}"
@@ -259,8 +261,13 @@ def _random_real(problem: Problem) -> DistilledDataset:
 def _tests(bench: Bench) -> int:
     """Required tests that share the false-alarm rate: one for each arm, and three attacks."""
     arms = [arm for arm in bench.arms if arm == "end-to-end" or bench.with_expert]
-    attacks = 3 if bench.options.shadows and "membership" not in bench.options.skip else 0
+    attacks = 3 if _attacked(bench.options) else 0
     return len(arms) * ("exposure" not in bench.options.skip) + attacks
+
+
+def _attacked(options: AuditOptions) -> bool:
+    """Whether membership is to be inferred."""
+    return options.shadows > 0 and "membership" not in options.skip
 
 
 @dataclass(frozen=True)
@@ -441,7 +448,7 @@ def _exposure_findings(bench: Bench, rows: Sequence[Mapping[str, Any]]) -> list[
 def _exposure_words(row: Mapping[str, Any], bench: Bench, control: bool) -> str:
     numbers = (
         f"students name {row['canary']:.1%} of the canaries' labels and {row['control']:.1%} of the controls', a difference of {100 * row['value']:+.1f} points "
-        f"(95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}, p = {row['p_value']:.2g})"
+        f"(95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}, {p_words(row['p_value'])})"
     )
     where = "the expert's training data" if row["arm"] == "expert" else "the training data of expert and method"
     if row["verdict"] == "leak":
@@ -537,20 +544,34 @@ def _attacks(bench: Bench, sets: Sequence[DistilledDataset], outputs: Sequence[O
 
 
 def _attack_finding(name: str, found: AttackResult, share: float, tolerance: float) -> Finding:
-    rates = ", ".join(
-        f"{value['tpr']:.1%} ({value['low']:.1%} to {value['high']:.1%}) of members at {float(rate):.1%} false positives"
-        if value
-        else f"{float(rate):.1%} false positives not resolvable with {found.non_members:,} non-members"
-        for rate, value in found.rates.items()
-    )
-    numbers = f"area {found.auc:.3f} (95 % interval {found.auc_low:.3f} to {found.auc_high:.3f} over records; p = {found.p_value:.2g}); {rates}"
-    if found.p_value <= share:
-        verdict, words = "leak", f"Members can be told from non-members: {numbers}."
-    elif found.auc_high < 0.5 + tolerance:
-        verdict, words = "clean", f"Members were not told from non-members: {numbers}."
+    parts = [f"area {found.auc:.3f} (95 % interval {found.auc_low:.3f} to {found.auc_high:.3f} over records; {p_words(found.p_value)})"]
+    for rate, value in found.rates.items():
+        if value is None:
+            parts.append(f"{float(rate):.1%} false positives not resolvable with {found.non_members:,} non-members")
+            continue
+        tested = f"; {p_words(value.p_value)}" if rate == found.tested else ""
+        parts.append(f"{value.tpr:.1%} ({value.low:.1%} to {value.high:.1%}{tested}) of members at {float(rate):.1%} false positives")
+    numbers, verdict = "; ".join(parts), found.verdict(tolerance)
+    if verdict == "leak":
+        words = f"Members can be told from non-members: {numbers}."
+    elif verdict == "clean":
+        words = f"Members were not told from non-members: {numbers}."
     else:
-        verdict, words = "inconclusive", f"Undecided: {numbers}; an area of {0.5 + tolerance:.2f} is not excluded. Use more canaries or shadows."
-    return Finding(f"membership, {name}", verdict, words, found.to_dict(), threshold=found.critical, false_positive_rate=share)  # type: ignore[arg-type]
+        words = f"Undecided: {numbers}; {_not_excluded(found, tolerance)}. Use more canaries or shadows."
+    return Finding(f"membership, {name}", verdict, words, found.to_dict(), threshold=found.critical, false_positive_rate=share)
+
+
+def _not_excluded(found: AttackResult, tolerance: float) -> str:
+    """Why an attack that did not leak is not clean."""
+    reasons = [f"an area of {0.5 + tolerance:.2f} is not excluded"] if found.auc_high >= 0.5 + tolerance else []
+    rate = found.rates[found.tested] if found.tested else None
+    if rate is not None and found.tested is not None:
+        guessed = float(found.tested)
+        if rate.high >= guessed + tolerance:
+            reasons.append(f"finding {guessed + tolerance:.1%} of members at {guessed:.1%} false positives is not excluded")
+        elif rate.low > guessed:
+            reasons.append(f"more than {guessed:.1%} of members seem to be found at {guessed:.1%} false positives")
+    return " and ".join(reasons)
 
 
 def _shadow_experts(bench: Bench, experts: Experts, design: np.ndarray) -> list[Labeler | None]:
@@ -614,7 +635,7 @@ def price(bench: Bench) -> dict[str, Any]:
     alike = options.method.partition(":")[0] == "random-real" and options.selector == "random"
     kinds = roles * (1 if alike else len(arms))
     students = float(kinds * options.experts * options.students) if "exposure" not in options.skip else 0.0
-    shadows = options.shadows + 1 if options.shadows and "membership" not in options.skip else 0
+    shadows = options.shadows + 1 if _attacked(options) else 0
     if options.defend:
         students += (1 + len(parse_defenses(options.defend))) * options.experts * options.students
     trials = 0.0
