@@ -104,7 +104,7 @@ class Mixing(Analysis):
         """All students; those with added images take as many steps, whose batches grow with the set until they are full."""
         options = self.options
         kinds = 2 * len({0, *options.added}) + (len(CURES) if options.cures_at else 0) + (11 if options.sensitivity else 0)
-        return {None: 2.0 * options.seeds * kinds * size.student}
+        return {None: 2.0 * options.seeds * kinds * (options.steps or size.steps) * size.batch}
 
     def measure(self, subject: Subject, reporter: Reporter) -> Measurement:
         options, started = self.options, time.monotonic()

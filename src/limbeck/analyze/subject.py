@@ -75,12 +75,18 @@ class Plot:
 
 @dataclass(frozen=True)
 class Size:
-    """What decides the cost of an analysis: images of the set, of train and of test, and how many images a student's training on the set goes through."""
+    """What decides the cost of an analysis: images of the set, of train and of test, steps of a student's training on the set and images of each."""
 
     images: int
     train: int
     test: int
-    student: int
+    steps: int
+    batch: int
+
+    @property
+    def student(self) -> int:
+        """Images that a student's training goes through."""
+        return self.steps * self.batch
 
 
 #: Images that an analysis takes forward and backward, by the network that takes them; None is the students' own.

@@ -78,8 +78,7 @@ class AnalyzeTask:
         """What each analysis says that it takes; what they share is counted twice, so this is a bound."""
         settings = task.settings
         recipe, images = Recipe(**settings["recipe"]), settings["images"]
-        student = recipe.total_steps(images) * min(recipe.batch_size, images)
-        size = Size(images, facts.train, facts.test, student)
+        size = Size(images, facts.train, facts.test, recipe.total_steps(images), min(recipe.batch_size, images))
         taken = [
             (images, flops_of(model or settings["model"], facts))
             for analysis in _analyses(settings).values()
