@@ -43,8 +43,8 @@ def test_views_need_soft_labels() -> None:
         with pytest.raises(
             OptionError, match=f"^labels per view are an expert's soft labels, got views=3 with {lacking}; use --labels soft, or views=0$"
         ):
-            check_views(given, ViewOptions(views=3))
-        check_views(given, ViewOptions())
+            check_views(given.rule, given.expert is not None, ViewOptions(views=3))
+        check_views(given.rule, given.expert is not None, ViewOptions())
     with pytest.raises(OptionError, match="^labels per view"):
         RandomReal(RandomRealOptions(views=1)).init(hard)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -193,3 +194,28 @@ def test_a_method_is_suited_to_its_source_unless_it_follows_the_students() -> No
     assert "flip" not in method_of(DistillOptions(**asked), "digits").options.augment
     assert method_of(DistillOptions(**asked), "fashion-mnist").options.augment == "dsa"
     assert method_of(DistillOptions(ipc="1", method="mtt"), "fashion-mnist").options.augment == "students"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"method": "mtt"}, "needs experts of 21 epochs, got 2; use --expert-epochs 21"),
+        (
+            {"method": "mtt@smoke", "expert_epochs": 4, "expert_model": "softmax"},
+            "needs experts of the architecture that it distills for, got experts of softmax",
+        ),
+        ({"method": "sre2l"}, "matches the running statistics of batch normalization, which mlp"),
+        ({"method": "sre2l:views=2", "labels": "hard"}, "labels per view are an expert's soft labels, got views=2"),
+        ({"method": "ncfm@smoke", "expert_model": "softmax"}, "ncfm needs experts of the architecture"),
+        ({"method": "rded:factor=9"}, "rded puts factor x factor patches into an image of 8x8 pixels, got factor=9"),
+    ],
+)
+def test_an_impossible_job_is_refused_before_experts_are_trained(
+    changes: dict, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def untrained(*given: object, **options: object) -> None:
+        raise AssertionError("an expert was trained")
+
+    monkeypatch.setattr("limbeck.study.experts.train_expert", untrained)
+    with pytest.raises(OptionError, match=re.escape(sentence)):
+        distill("digits", DistillOptions(**SMALL | changes), tmp_path, cache=Cache(tmp_path / "cache"))

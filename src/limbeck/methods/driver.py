@@ -44,6 +44,9 @@ class Method(Protocol):
 
     A method is constructed with its typed options and keeps nothing else: all that changes is in the state. `step` returns a new state and leaves the one
     that it was given as it was; whatever it draws comes from ``turn.streams``. So any step can be repeated, and a stopped run goes on to the same bytes.
+
+    A method that not every job can use also has ``check(problem, expert, epochs)``, called before experts are trained: their network (None for a job
+    without) and the epochs for which they will be (None where their training is not known). It raises `OptionError` where `init` would.
     """
 
     options: BaseModel

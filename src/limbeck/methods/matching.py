@@ -131,17 +131,23 @@ def _features(network: Network, precision: str, device_type: str, compiled: bool
     return lambda weights, images: program(weights, images.contiguous(memory_format=torch.channels_last))
 
 
+def check_experts_to_come(problem: Problem, name: str, expert: Network | None, epochs: int | None) -> None:
+    """Raises `OptionError` unless there will be trajectories (`epochs` is not None) of the problem's architecture."""
+    if expert is None or epochs is None:
+        raise OptionError(f"{name} needs experts and their training, got none; use --experts N, such as --experts 5")
+    if expert != problem.network:
+        raise OptionError(
+            f"{name} needs experts of the architecture that it distills for, got experts of {expert.spec} for {problem.network.spec}; use --model {expert.spec}"
+        )
+
+
 def check_experts(problem: Problem, name: str) -> None:
     """Raises `OptionError` unless there are trajectories, all of the problem's architecture and pixel space."""
     if not problem.trajectories:
-        raise OptionError(f"{name} needs experts and their training, got none; use --experts N, such as --experts 5")
+        check_experts_to_come(problem, name, None, None)
     for trajectory in problem.trajectories:
         first = expert_at(trajectory, trajectory.snapshots[0].step, problem.plan.device)
-        if first.network != problem.network:
-            raise OptionError(
-                f"{name} needs experts of the architecture that it distills for, got experts of {first.network.spec} for {problem.network.spec}; "
-                f"use --model {first.network.spec}"
-            )
+        check_experts_to_come(problem, name, first.network, int(trajectory.last.epoch))
         if first.pixels.header()["steps"] != problem.pixels.header()["steps"]:
             raise OptionError(
                 f"the experts see pixels after {first.pixels.header()['steps']} but the images are after "

@@ -16,6 +16,7 @@ from limbeck.methods.driver import Metrics, State, Turn
 from limbeck.methods.matching import (
     apply,
     check_experts,
+    check_experts_to_come,
     chunked,
     compiles,
     draw,
@@ -102,6 +103,10 @@ class NCFM:
     def total_steps(self, problem: Problem) -> int:
         """As asked."""
         return self.options.steps
+
+    def check(self, problem: Problem, expert: Network | None, epochs: int | None) -> None:
+        """Raises `OptionError` where the experts will not do."""
+        check_experts_to_come(problem, "ncfm", expert, epochs)
 
     def init(self, problem: Problem) -> State:
         """The images, their valid range and scale; with a learned sampler its parameters."""

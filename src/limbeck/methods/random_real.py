@@ -46,7 +46,7 @@ class RandomReal:
 
     def init(self, problem: Problem) -> State:
         """The state is the chosen training indices, class by class."""
-        check_views(problem, self.options)
+        check_views(problem.rule, problem.expert is not None, self.options)
         select = SELECTORS[self._selector]
         return {"indices": torch.cat([select(problem, number, count, self._argument) for number, count in enumerate(problem.counts) if count])}
 

@@ -16,6 +16,7 @@ from limbeck.methods.problem import Problem
 from limbeck.methods.selectors import random_order
 from limbeck.methods.synthetic import owners_of
 from limbeck.methods.views import ViewOptions, before_views, check_views, with_views
+from limbeck.train.network import Network
 from limbeck.types.distilled import DistilledDataset
 
 _AT_ONCE = 256  # patches that are shown to the expert together
@@ -64,16 +65,20 @@ class RDED:
         """One for each class that gets images."""
         return len(_classes(problem))
 
-    def init(self, problem: Problem) -> State:
-        """``images`` [N, C, H, W], uint8: random real ones, which are replaced class by class."""
-        check_views(problem, self.options)
-        if problem.expert is None:
-            raise OptionError("rded scores parts of images with an expert, got none; give the problem an expert")
+    def check(self, problem: Problem, expert: Network | None, epochs: int | None) -> None:
+        """Raises `OptionError` for labels or patches that cannot be made."""
+        check_views(problem.rule, expert is not None, self.options)
         _, height, width = problem.network.shape
         if self.options.factor > min(height, width):
             raise OptionError(
                 f"rded puts factor x factor patches into an image of {height}x{width} pixels, got factor={self.options.factor}; use factor=1 or 2"
             )
+
+    def init(self, problem: Problem) -> State:
+        """``images`` [N, C, H, W], uint8: random real ones, which are replaced class by class."""
+        if problem.expert is None:
+            raise OptionError("rded scores parts of images with an expert, got none; give the problem an expert")
+        self.check(problem, problem.network, None)
         chosen = torch.cat([random_order(problem, number, problem.counts[number], None) for number in _classes(problem)])
         return {"images": problem.train.read(chosen).to(problem.plan.device)}
 

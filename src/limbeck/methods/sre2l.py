@@ -30,6 +30,9 @@ from limbeck.types.recipe import Recipe
 _BETAS, _EPS = (0.5, 0.9), 1e-8
 _RANGE_IMAGES = 1000  # real images that show the range of a pixel space whose range has no closed form
 _TEACHER = "teacher."
+_NO_EXPERT = (
+    "sre2l inverts a trained expert, got none; give the problem an expert, or name a network to train first: sre2l:teacher=convnet:norm=batch"
+)
 
 
 class SRe2LOptions(SyntheticOptions, ViewOptions):
@@ -100,10 +103,15 @@ class SRe2L:
         """`steps` iterations for each block."""
         return self.options.steps * len(make_blocks(problem.counts, self.options.batch))
 
+    def check(self, problem: Problem, expert: Network | None, epochs: int | None) -> None:
+        """Raises `OptionError` for a network to invert without batch normalization, and for labels that cannot be made."""
+        check_views(problem.rule, expert is not None, self.options)
+        self._normalized(problem, expert)
+
     def init(self, problem: Problem) -> State:
         """``images`` [N, C, H, W]; ``block``, the numbers of those under way, with their ``pixels`` and Adam's ``mean`` and ``square``; the valid range
         ``low`` and ``high`` [C, 1, 1]; the teacher's state."""
-        check_views(problem, self.options)
+        check_views(problem.rule, problem.expert is not None, self.options)
         network = self._teacher(problem)
         low, high = valid_range(problem)
         teacher = {f"{_TEACHER}{name}": tensor.to(problem.plan.device) for name, tensor in self._teacher_state(problem, network).items()}
@@ -135,10 +143,15 @@ class SRe2L:
         return with_views(made, problem, self.options)
 
     def _teacher(self, problem: Problem) -> Network:
+        return self._normalized(problem, None if self.options.teacher is not None else _first_expert(problem).network)
+
+    def _normalized(self, problem: Problem, expert: Network | None) -> Network:
+        """The network to invert, the expert's or the one that is trained for it. Raises `OptionError` where it has no batch normalization."""
+        network = expert
         if self.options.teacher is not None:
             network = Network(parse_model(self.options.teacher), problem.network.shape, problem.network.classes)
-        else:
-            network = _first_expert(problem).network
+        if network is None:
+            raise OptionError(_NO_EXPERT)
         if not _layers(network.module):
             raise OptionError(
                 f"sre2l matches the running statistics of batch normalization, which {network.spec} lacks; use --expert-model convnet:norm=batch or "
@@ -170,9 +183,7 @@ class SRe2L:
 def _first_expert(problem: Problem) -> Expert:
     expert = problem.expert.members[0] if isinstance(problem.expert, Ensemble) else problem.expert
     if not isinstance(expert, Expert):
-        raise OptionError(
-            "sre2l inverts a trained expert, got none; give the problem an expert, or name a network to train first: sre2l:teacher=convnet:norm=batch"
-        )
+        raise OptionError(_NO_EXPERT)
     return expert
 
 

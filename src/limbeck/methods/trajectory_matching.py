@@ -1,7 +1,7 @@
 """Trajectory matching: images on which a student moves from one snapshot of an expert to a later one (`TrajectoryMatching`, `TESLA`)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,7 @@ from limbeck.experts.expert import Expert
 from limbeck.experts.trajectory import Trajectory
 from limbeck.labels.rules import make_labels
 from limbeck.methods.driver import Metrics, State, Turn
-from limbeck.methods.matching import check_experts, expert_at
+from limbeck.methods.matching import check_experts, check_experts_to_come, expert_at
 from limbeck.methods.problem import Problem
 from limbeck.methods.selectors import random_order
 from limbeck.methods.synthetic import SyntheticOptions, finished, one_hot, owners_of, start_images
@@ -30,6 +30,7 @@ from limbeck.types.recipe import Recipe
 
 GradientKind = Literal["unrolled", "recomputed", "tesla"]
 
+_NAME = "trajectory matching (mtt, tesla)"
 _REMEMBERED = 100  # steps whose target logits make up the labels of the finished set
 _MOST_CHANGE = math.log(2)  # of the logarithm of the inner step size in one step
 
@@ -162,6 +163,12 @@ class TrajectoryMatching:
     def total_steps(self, problem: Problem) -> int:
         """As asked for."""
         return self.options.steps
+
+    def check(self, problem: Problem, expert: Network | None, epochs: int | None) -> None:
+        """Raises `OptionError` where the experts will not do, because they are others or too short."""
+        check_experts_to_come(problem, _NAME, expert, epochs)
+        assert epochs is not None
+        _check_epochs(self.options, range(epochs + 1))
 
     def init(self, problem: Problem) -> State:
         """``images``; ``labels`` when they are learned (on the simplex, logits of the rows); ``target_logits``, the running mean of what the experts say of the
@@ -433,12 +440,15 @@ def _whole_epochs(trajectory: Trajectory) -> dict[int, int]:
 
 
 def _check_experts(problem: Problem, options: TrajectoryMatchingOptions) -> None:
-    check_experts(problem, "trajectory matching (mtt, tesla)")
-    last = options.max_start_epoch - 1 + options.expert_epochs
+    check_experts(problem, _NAME)
     for trajectory in problem.trajectories:
-        kept = _whole_epochs(trajectory)
-        if any(epoch not in kept for epoch in range(last + 1)):
-            raise OptionError(
-                f"matching {options.expert_epochs} epochs from starts before epoch {options.max_start_epoch} needs experts of {last} epochs, got {max(kept)}; "
-                f"use --expert-epochs {last}, or smaller max_start_epoch or expert_epochs"
-            )
+        _check_epochs(options, _whole_epochs(trajectory))
+
+
+def _check_epochs(options: TrajectoryMatchingOptions, kept: Collection[int]) -> None:
+    last = options.max_start_epoch - 1 + options.expert_epochs
+    if any(epoch not in kept for epoch in range(last + 1)):
+        raise OptionError(
+            f"matching {options.expert_epochs} epochs from starts before epoch {options.max_start_epoch} needs experts of {last} epochs, got {max(kept)}; "
+            f"use --expert-epochs {last}, or smaller max_start_epoch or expert_epochs"
+        )

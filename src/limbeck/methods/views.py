@@ -29,10 +29,10 @@ class ViewOptions(BaseModel):
         return text
 
 
-def check_views(problem: Problem, options: ViewOptions) -> None:
-    """Raises `OptionError` when labels per view are asked for and cannot be made. A method calls it first, before anything expensive."""
-    if options.views and (problem.rule.kind == "hard" or problem.expert is None):
-        lacking = "hard labels" if problem.rule.kind == "hard" else "no expert"
+def check_views(rule: LabelRule, expert: bool, options: ViewOptions) -> None:
+    """Raises `OptionError` when labels per view are asked for and cannot be made, `expert` being whether there is one."""
+    if options.views and (rule.kind == "hard" or not expert):
+        lacking = "hard labels" if rule.kind == "hard" else "no expert"
         raise OptionError(f"labels per view are an expert's soft labels, got views={options.views} with {lacking}; use --labels soft, or views=0")
 
 

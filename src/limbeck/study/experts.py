@@ -71,9 +71,12 @@ def prepare_experts(
     candidate needs one."""
     recipe = getattr(method, "expert_recipe", None)
     labeler = wants_labeler(method, problem.rule, options)
+    trains = (labeler or recipe is not None) and options.expert_file is None
+    network = setting.network(options.expert_model or options.model)
+    if check := getattr(method, "check", None):
+        check(problem, network if labeler or recipe is not None else None, options.expert_epochs if trains else None)
     if not labeler and recipe is None:
         return Experts(())
-    network = setting.network(options.expert_model or options.model)
     if options.expert_file is not None:
         return Experts((load_expert(options.expert_file, network, setting.pixels),), chosen_by="given file")
     recipe = recipe or EXPERT_RECIPE
