@@ -26,7 +26,7 @@ LABEL_WORTH = (
     *("table-1", "table-2-tiny-imagenet", "table-2-cifar-100", "table-2-cifar-10", "table-3", "table-4", "table-5", "table-6", "table-7"),
     *("structure", "slow-experts", "images-and-labels"),
 )
-OTHERS = ("uses/architecture-search", "label-budget", "what-is-learned/methods")
+OTHERS = ("uses/architecture-search", "label-budget", "what-is-learned/methods", "what-is-learned/architectures")
 
 
 def test_the_label_paper_is_covered() -> None:
