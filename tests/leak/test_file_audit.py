@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tests.small import distilled, gaussians
+from tests.small import distilled, gaussians, network
 
 from limbeck.data.pixels import fit_pixel_space
 from limbeck.data.tables import ArrayTable
@@ -174,11 +174,21 @@ def test_too_few_private_images_are_not_checked_rather_than_clean() -> None:
 def test_labels_give_warning_numbers_and_never_a_required_verdict() -> None:
     table = gaussians(5, seed=2)
     soft = distilled(table, Labels.encode(torch.full((10, 2), 0.5), temperature=4.0))
-    found = label_findings(soft, 130)
+    found = label_findings(soft, network("mlp:width=8,depth=1"))
     assert [(finding.verdict, finding.required) for finding in found] == [("inconclusive", False)] * 2
-    assert found[0].evidence["ratio"] == pytest.approx(10 / 130)
+    assert found[0].evidence["ratio"] == pytest.approx(10 / (8 * 65 + 9))
     assert "fewer than would fix them all" in found[0].sentence
-    assert [finding.verdict for finding in label_findings(distilled(table), 130)] == ["clean", "clean"]
+    assert [finding.verdict for finding in label_findings(distilled(table), network())] == ["clean", "clean"]
+
+
+@pytest.mark.parametrize(
+    ("per_class", "side"), [(32, "too few to fix a linear expert completely"), (33, "which is enough to fix a linear expert completely")]
+)
+def test_for_a_linear_student_images_are_counted_against_pixels_and_bias(per_class: int, side: str) -> None:
+    soft = distilled(gaussians(per_class, seed=2), Labels.encode(torch.full((2 * per_class, 2), 0.5)))
+    sentence = label_findings(soft, network("softmax"))[0].sentence
+    assert f"The file labels {2 * per_class} images, for 65 unknowns of a linear student" in sentence
+    assert side in sentence
 
 
 def test_controls_are_a_random_sample() -> None:

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from tests.small import network
 
 from limbeck.labels.rules import LabelRule, make_labels
-from limbeck.leak.precision import identification_ratio, label_precision
+from limbeck.leak.precision import free_weights, identification_ratio, label_precision
+from limbeck.leak.recovery import recover_linear
 from limbeck.types.labels import Labels
 
 
@@ -36,5 +38,25 @@ def test_hard_labels_and_labels_of_views_have_no_precision() -> None:
 
 
 def test_the_identification_ratio_counts_independent_numbers() -> None:
-    assert identification_ratio(100, 10, None, 900) == 1.0
-    assert identification_ratio(100, 10, 3, 900) == 3.0
+    assert identification_ratio(100, 10, None, 900.0) == 1.0
+    assert identification_ratio(100, 10, 3, 900.0) == 3.0
+
+
+@pytest.mark.parametrize(("images", "fixed"), [(64, False), (65, True), (66, True)])
+@pytest.mark.parametrize("classes", [2, 10])
+def test_it_reaches_1_just_where_a_linear_expert_is_recovered(images: int, fixed: bool, classes: int) -> None:
+    """64 pixels and a bias: a softmax leaves a K-th part of the weights open, so N = 65 labels are enough whatever K is."""
+    student = network("softmax", classes)
+    assert student.parameter_count == 65 * classes
+    assert (identification_ratio(images, classes, None, free_weights(student)) >= 1) == fixed
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.cat([torch.randn(images, 64, generator=generator, dtype=torch.float64), torch.ones(images, 1, dtype=torch.float64)], 1)
+    weights = torch.randn(65, classes, generator=generator, dtype=torch.float64)
+    found = recover_linear(inputs, (inputs @ weights).log_softmax(1))
+    wrong = (found.weights - (weights - weights.mean(1, keepdim=True))).abs().max()
+    assert (wrong < 1e-8) == fixed
+
+
+def test_free_weights_of_a_hidden_layer_count_in_full() -> None:
+    student = network("mlp:width=16,depth=1", 4)
+    assert free_weights(student) == 16 * 65 + 17 * 4 - 17

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tests.small import distilled, gaussians
 
 from limbeck.cache import Cache
 from limbeck.errors import OptionError
@@ -14,7 +16,7 @@ from limbeck.evaluate.protocols import PROTOCOLS, Protocol
 from limbeck.progress import Reporter
 from limbeck.report.audit import write_audit_page
 from limbeck.study.audit_options import AuditOptions
-from limbeck.study.auditing import RECORD, audit_source, set_up
+from limbeck.study.auditing import RECORD, Output, Unmade, _attacks, audit_source, set_up
 from limbeck.study.auditing_file import audit_file
 from limbeck.study.distill import FILE, distill
 from limbeck.study.options import DistillOptions
@@ -128,6 +130,29 @@ def test_what_was_not_run_is_never_clean(tmp_path: Path) -> None:
     record = audit_source("digits", options, tmp_path, cache=Cache(tmp_path / "cache"))
     assert found(record, "membership")["verdict"] == "not checked"
     assert (record["verdict"], record["exit_code"]) == ("not checked", 4)
+
+
+def test_without_validation_records_rmia_is_not_checked_and_still_required(tmp_path: Path) -> None:
+    """Only --skip takes a requirement away; and labels of classes alone leave nothing to attack."""
+    options = AuditOptions(**{**OVERTRAINED, "labels": "hard", "temperature": 1.0, "arm": "end-to-end"}, shadows=3, validation=0)
+    bench = set_up("digits", options, Cache(tmp_path), Reporter())
+    dataset = distilled(gaussians(2))
+    said = Output(torch.zeros(80, 10), torch.zeros(0, 10), 0.1)
+    attacks = _attacks(bench, [dataset, dataset], [said, said])
+    assert attacks["students (RMIA)"] == Unmade("There are no validation records to compare with; use --validation 0.1.", required=True)
+    assert attacks["published labels"] == Unmade("Only soft labels, one an image, are attacked by themselves.", required=False)
+
+
+def test_experts_of_differential_privacy_are_part_of_the_price(tmp_path: Path) -> None:
+    given = {**OVERTRAINED, "experts": 2, "shadows": 3, "price": True}
+    costs = [
+        audit_source("digits", AuditOptions(**given, defend=defend), tmp_path, cache=Cache(tmp_path))["cost"]
+        for defend in ("noise=1/2", "dp=2/8", "noise=1,dp=8")
+    ]
+    assert [cost["experts"] for cost in costs] == [6, 10, 8]
+    assert [cost["private_experts"] for cost in costs] == [0, 4, 2]
+    assert "10 experts of" in costs[1]["sentence"]
+    assert "(4 of them by DP-SGD, which takes longer than is priced)" in costs[1]["sentence"]
 
 
 def test_the_cost_is_said_first_and_price_stops_there(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from limbeck.data.tables import ImageTable
 from limbeck.leak.duplicates import NearCopies, Nearest, near_copies, nearest
-from limbeck.leak.precision import identification_ratio, label_precision
+from limbeck.leak.precision import free_weights, identification_ratio, label_precision
 from limbeck.streams import Streams
+from limbeck.train.network import Network
 from limbeck.types.distilled import DistilledDataset
 from limbeck.types.finding import Finding, Verdict, p_words
 from limbeck.types.pixels import PixelSpace
@@ -218,21 +219,29 @@ def privacy_claim(dataset: DistilledDataset, copies: Copies) -> Finding:
     return Finding("differential-privacy claim", "inconclusive", words, {"claim": claim, "exact": 0})
 
 
-def label_findings(dataset: DistilledDataset, parameters: int) -> list[Finding]:
+def label_findings(dataset: DistilledDataset, student: Network) -> list[Finding]:
     """Warning numbers, no verdicts: the identification ratio, and what the stored entries can tell apart."""
+    free = free_weights(student)
     if dataset.labels.kind == "hard":
         words = "The labels are classes alone, so they tell nothing of an expert."
         return [
-            Finding("identification ratio", "clean", words, {"ratio": 0.0, "parameters": parameters}, required=False),
+            Finding("identification ratio", "clean", words, {"ratio": 0.0, "free_weights": free}, required=False),
             Finding("label precision", "clean", words, required=False),
         ]
-    ratio = identification_ratio(len(dataset), len(dataset.classes), dataset.views.count if dataset.views else None, parameters)
-    side = "at least as many as" if ratio >= 1 else "fewer than"
-    warning = (
-        f"The labels hold {ratio:.2g} independent numbers for each of the {parameters:,} weights of a student, {side} would fix them all in a linear model. "
-        "A warning number, not a verdict: labels leak below 1 as well."
-    )
-    found = [Finding("identification ratio", "inconclusive", warning, {"ratio": ratio, "parameters": parameters}, required=False)]
+    classes, views = len(dataset.classes), dataset.views.count if dataset.views else None
+    ratio = identification_ratio(len(dataset), classes, views, free)
+    of_class = free / (classes - 1)
+    if of_class * classes == student.parameter_count:  # nothing but a linear head
+        side = "which is enough to fix" if ratio >= 1 else "too few to fix"
+        warning = f"The file labels {len(dataset) * (views or 1):,} images, for {of_class:,.0f} unknowns of a linear student, {side} a linear expert completely. "
+    else:
+        side = "at least as many as" if ratio >= 1 else "fewer than"
+        warning = (
+            f"The labels hold {ratio:.2g} independent numbers for each of the {free:,.0f} weights of a student that labels can tell apart, {side} would fix them "
+            "all in a linear model. "
+        )
+    warning += "A warning number, not a verdict: labels leak below as well."
+    found = [Finding("identification ratio", "inconclusive", warning, {"ratio": ratio, "free_weights": free}, required=False)]
     precision = label_precision(dataset.labels)
     if precision is None:
         words = "The precision of labels for several views, or of values that are no probabilities, is not measured."

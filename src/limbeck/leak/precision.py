@@ -4,7 +4,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
+from limbeck.train.network import Network
 from limbeck.types.labels import Labels
 
 _MANTISSA = {torch.float32: 24, torch.float16: 11}
@@ -73,7 +75,16 @@ def _relative_step(labels: Labels, dense: torch.Tensor) -> torch.Tensor:
     return torch.where(dense < smallest_normal, step * smallest_normal / dense.clamp_min(1e-300), step)
 
 
-def identification_ratio(images: int, classes: int, views: int | None, parameters: int) -> float:
-    """``N (K - 1) E / P``: independent numbers in the published labels over a student's parameters. Above 1 the labels could fix every weight of
-    a model as large as the student (a linear expert is then recovered exactly; Phuong and Lampert 2019); below 1 they can still give part of it away."""
-    return images * (classes - 1) * (views or 1) / parameters
+def free_weights(network: Network) -> float:
+    """Weights of a network that its labels can tell apart: adding one vector to the rows of all K classes in its linear head changes no softmax, so of the head's
+    weights a K-th part is open. A network without such a head counts in full."""
+    head = getattr(network.module, "head", None)
+    open_ones = sum(part.numel() for part in head.parameters()) / network.classes if isinstance(head, nn.Linear) else 0.0
+    return network.parameter_count - open_ones
+
+
+def identification_ratio(images: int, classes: int, views: int | None, free: float) -> float:
+    """``N (K - 1) E / F``: independent numbers in the published labels over a student's `free_weights`. From 1 on the labels could fix every weight of
+    a model as large as the student; below 1 they can still give part of it away. For a linear student of D inputs it is ``N E / (D + 1)``, and a linear
+    expert is then recovered exactly (Phuong and Lampert 2019, arXiv 2105.13093)."""
+    return images * (classes - 1) * (views or 1) / free

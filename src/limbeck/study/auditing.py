@@ -145,7 +145,7 @@ def audit_source(
     share = options.alpha / max(1, _tests(bench))
     exposures, sets = _exposures(bench, experts, share)
     membership, attacks = _membership(bench, experts, share)
-    findings = [*_exposure_findings(bench, exposures), *membership, *label_findings(next(iter(sets.values()))[0], bench.network.parameter_count)]
+    findings = [*_exposure_findings(bench, exposures), *membership, *label_findings(next(iter(sets.values()))[0], bench.network)]
     frontier: list[dict[str, Any]] = []
     if options.defend:
         from limbeck.study.defending import frontier_of
@@ -509,8 +509,8 @@ def _membership(bench: Bench, experts: Experts, share: float) -> tuple[list[Find
     attacks = _attacks(bench, sets, outputs)
     findings, results = [], {}
     for name, attack in attacks.items():
-        if isinstance(attack, str):
-            findings.append(Finding(f"membership, {name}", "not checked", attack, required=False))
+        if isinstance(attack, Unmade):
+            findings.append(Finding(f"membership, {name}", "not checked", attack.reason, required=attack.required))
             continue
         with bench.reporter.task(f"attack: {name}", 1) as tick:
             found = judge_attack(attack, design, bench.streams.numpy("attack", name), alpha=share, redraws=options.redraws)
@@ -520,11 +520,19 @@ def _membership(bench: Bench, experts: Experts, share: float) -> tuple[list[Find
     return findings, {"arm": arm, "attacks": results}
 
 
-def _attacks(bench: Bench, sets: Sequence[DistilledDataset], outputs: Sequence[Output]) -> dict[str, Attack | str]:
-    """Every attack, or the sentence that says why it cannot be made."""
+@dataclass(frozen=True)
+class Unmade:
+    """Why an attack is not made: because there is nothing of its kind to attack, or (`required`) because what it needs was not given."""
+
+    reason: str
+    required: bool
+
+
+def _attacks(bench: Bench, sets: Sequence[DistilledDataset], outputs: Sequence[Output]) -> dict[str, Attack | Unmade]:
+    """Every attack, or why it is not made."""
     labels = bench.plant.labels
     margins = np.stack([label_margin(output.audited.numpy(), labels) for output in outputs])
-    found: dict[str, Attack | str] = {"students (LiRA)": lambda design: lira(margins, design)}
+    found: dict[str, Attack | Unmade] = {"students (LiRA)": lambda design: lira(margins, design)}
     if len(bench.population):
         own = [output.audited.double().softmax(1)[torch.arange(len(labels)), torch.from_numpy(labels)].numpy() for output in outputs]
         drawn = torch.from_numpy(bench.population.labels.copy())
@@ -532,11 +540,11 @@ def _attacks(bench: Bench, sets: Sequence[DistilledDataset], outputs: Sequence[O
         mine, theirs = np.stack(own), np.stack(others)
         found["students (RMIA)"] = lambda design: rmia(mine, theirs, design)
     else:
-        found["students (RMIA)"] = "There are no validation records to compare with; use --validation 0.1."
+        found["students (RMIA)"] = Unmade("There are no validation records to compare with; use --validation 0.1.", required=True)
     if sets[0].labels.kind != "probability" or sets[0].labels.views is not None:
-        found["published labels"] = "Only soft labels, one an image, are attacked by themselves."
+        found["published labels"] = Unmade("Only soft labels, one an image, are attacked by themselves.", required=False)
     elif any(not torch.equal(dataset.images, sets[0].images) for dataset in sets[1:]):
-        found["published labels"] = "The worlds' images differ, so their labels cannot be compared entry by entry."
+        found["published labels"] = Unmade("The worlds' images differ, so their labels cannot be compared entry by entry.", required=False)
     else:
         rows = np.stack([dataset.targets().double().clamp_min(1e-12).log().flatten().numpy() for dataset in sets])
         found["published labels"] = LabelAttack(rows)
@@ -636,8 +644,12 @@ def price(bench: Bench) -> dict[str, Any]:
     kinds = roles * (1 if alike else len(arms))
     students = float(kinds * options.experts * options.students) if "exposure" not in options.skip else 0.0
     shadows = options.shadows + 1 if _attacked(options) else 0
-    if options.defend:
-        students += (1 + len(parse_defenses(options.defend))) * options.experts * options.students
+    defenses = parse_defenses(options.defend or "")
+    private = 0
+    if defenses:
+        students += (1 + len(defenses)) * options.experts * options.students
+        # as many as give labels: every expert, or one ensemble, or one file
+        private = sum(defense.kind == "dp" for defense in defenses) * (1 if options.ensemble or options.expert_file else options.experts)
     trials = 0.0
     if experts and options.snapshot == "chosen" and options.expert_step is None and bench.rule.kind == "soft":
         candidates = len(snapshot_steps(recipe.steps_per_epoch(records), recipe.total_steps(records))) - 1
@@ -648,16 +660,20 @@ def price(bench: Bench) -> dict[str, Any]:
     each_expert = expert_images * _seconds_per_image(bench, expert_network, recipe, min(recipe.batch_size, records), expert_plan)
     each_student = student_images * _seconds_per_image(bench, bench.network, protocol.recipe, min(protocol.recipe.batch_size, count), plan)
     steps = bench.method.total_steps(bench.problem)
-    sets = (len(arms) * max(1, experts) + shadows) * steps
-    seconds = (experts + worlds) * each_expert + (students + shadows + trials) * each_student
+    sets = ((len(arms) + len(defenses)) * max(1, experts) + shadows) * steps
+    trained = experts + worlds + private
+    seconds = trained * each_expert + (students + shadows + trials) * each_student
     sentence = (
-        f"cost: {experts + worlds} experts of {expert_images:,} images and {students + shadows:.0f} students of {student_images:,} images"
+        f"cost: {trained} experts of {expert_images:,} images"
+        + (f" ({private} of them by DP-SGD, which takes longer than is priced)" if private else "")
+        + f" and {students + shadows:.0f} students of {student_images:,} images"
         + (f", {trials:.1f} more to choose the snapshot" if trials else "")
         + f"; about {max(1, round(seconds / 60))} min on this machine when it is idle, by one timed step of each (compiled training is faster, "
         "finished work costs nothing)" + (f"; and {sets:,} steps of the method, which are not priced" if sets else "")
     )
     return {
-        "experts": experts + worlds,
+        "experts": trained,
+        "private_experts": private,
         "expert_images": expert_images,
         "students": students + shadows,
         "trials": trials,

@@ -40,7 +40,7 @@ def audit_file(file: Path, options: AuditOptions, out: Path, *, reporter: Report
             f"the file's images are {'x'.join(map(str, dataset.shape))} but those of {options.private} are {'x'.join(map(str, private.shape))}; "
             "use the source that it was made from, with the same --size"
         )
-    parameters = _parameters(dataset, options)
+    student = _student(dataset, options)
     findings: list[Finding] = []
     if "copies" in options.skip:
         findings.append(Finding("copies", "not checked", "Left out with --skip copies.", required=False))
@@ -55,7 +55,7 @@ def audit_file(file: Path, options: AuditOptions, out: Path, *, reporter: Report
         words = f"A file alone does not show it: run limbeck audit {options.private} with the options that the file was made with."
         skipped = name in options.skip
         findings.append(Finding(name, "not checked", f"Left out with --skip {name}." if skipped else words, required=not skipped))
-    findings += label_findings(dataset, parameters)
+    findings += label_findings(dataset, student)
     record = {
         "format": 1,
         "kind": "audit",
@@ -86,15 +86,15 @@ def audit_file(file: Path, options: AuditOptions, out: Path, *, reporter: Report
     return record
 
 
-def _parameters(dataset: DistilledDataset, options: AuditOptions) -> int:
-    """Of the student that the file recommends, or of the one that was named."""
+def _student(dataset: DistilledDataset, options: AuditOptions) -> Network:
+    """The student that the file recommends, or the one that was named."""
     if "model" in options.model_fields_set or dataset.architecture is None:
         spec = parse_model(options.model)
     else:
         spec = ModelSpec.from_dict(dict(dataset.architecture))
         if spec.is_factory:
             raise OptionError(f"this file asks to import {spec.name!r}, which is code; if you trust it, say so with --model {spec.name}")
-    return Network(spec, dataset.shape, len(dataset.classes)).parameter_count
+    return Network(spec, dataset.shape, len(dataset.classes))
 
 
 def _embedding(dataset: DistilledDataset, reporter: Reporter) -> Embed | None:
