@@ -36,6 +36,22 @@ def test_images_published_by_design_are_told_from_leaks() -> None:
     assert found["copies"].verdict == "clean"
 
 
+@pytest.mark.parametrize("method", ["label-learning", "random-real@cutmix-300"])
+def test_every_method_that_publishes_real_images_declares_them(method: str) -> None:
+    _, found = checks(distilled(rows(PRIVATE, 0, 20), provenance={"method": method}))
+    assert f"discloses 20 member images by design: {method} publishes whole training images" in found["published by design"].sentence
+    assert found["copies"].verdict == "clean"
+
+
+def test_parts_of_images_are_declared_and_whole_ones_are_not() -> None:
+    _, found = checks(distilled(rows(PRIVATE, 0, 3), provenance={"method": "rded"}))
+    assert found["published by design"].sentence == "Rded publishes parts of training images by design; 3 of its images are whole private ones."
+    assert found["copies"].verdict == "leak"
+    _, found = checks(distilled(gaussians(5, seed=3), provenance={"method": "rded"}))
+    assert found["published by design"].sentence == "Rded publishes parts of training images by design; none of its images is a whole private one."
+    assert found["copies"].verdict == "clean"
+
+
 def test_undeclared_copies_leak() -> None:
     dataset = distilled(rows(PRIVATE, 0, 3), provenance={"method": "dm"})
     _, found = checks(dataset)

@@ -14,7 +14,8 @@ from limbeck.cache import Cache
 from limbeck.data.tables import ArrayTable
 from limbeck.experts.trajectory import Trajectory, train_expert
 from limbeck.labels.rules import LabelRule
-from limbeck.methods import METHODS
+from limbeck.leak.file_audit import find_copies
+from limbeck.methods import METHODS, PUBLISHES
 from limbeck.methods.driver import Method, State, Turn, run_method
 from limbeck.methods.parse import parse_method
 from limbeck.methods.problem import Problem
@@ -139,6 +140,17 @@ def test_it_reports_as_many_steps_as_it_takes(name: str) -> None:
 
     run_method(method(name), task(), Recording())
     assert sum(ticks) == sum(totals) == method(name).total_steps(task())
+
+
+def test_it_declares_what_its_sets_hold_of_the_training_images(name: str) -> None:
+    """Audits ask it: whoever publishes real images by design says so, and nobody else publishes one."""
+    kind = METHODS[name]
+    assert kind.publishes in PUBLISHES
+    exact = find_copies(run_method(method(name), task()), TRAIN, torch.arange(0)).exact
+    if kind.publishes == "whole training images":
+        assert exact.all()
+    elif kind.publishes == "no training image":  # and a part may be all of an image
+        assert not exact.any()
 
 
 def test_its_documentation_cites_its_source_and_states_its_cost(name: str) -> None:

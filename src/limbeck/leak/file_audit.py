@@ -12,14 +12,13 @@ from torch import Tensor
 from limbeck.data.tables import ImageTable
 from limbeck.leak.duplicates import NearCopies, Nearest, near_copies, nearest
 from limbeck.leak.precision import free_weights, identification_ratio, label_precision
+from limbeck.methods import METHODS, PUBLISHES
 from limbeck.streams import Streams
 from limbeck.train.network import Network
 from limbeck.types.distilled import DistilledDataset
 from limbeck.types.finding import Finding, Verdict, p_words
 from limbeck.types.pixels import PixelSpace
 
-#: What methods publish of their training images by design.
-BY_DESIGN = {"random-real": "whole training images", "rded": "parts of training images"}
 _HALF_LEVEL = 0.5 / 255  # pixel values 0 to 1: half a gray level is rounding
 _LEAST_CONTROLS = 20
 _SAMPLE = 1000
@@ -98,7 +97,8 @@ def _moved(features: Embed, steps: PixelSpace, private: ImageTable, records: np.
 def copy_findings(dataset: DistilledDataset, copies: Copies, *, alpha: float) -> list[Finding]:
     """What is published by design, apart from what leaks beside it."""
     method = str(dataset.provenance.get("method", "unknown"))
-    declared = BY_DESIGN.get(method)
+    name = method.partition(":")[0].partition("@")[0]
+    declared = METHODS[name].publishes if name in METHODS else PUBLISHES[0]
     exact = int(copies.exact.sum())
     evidence = {
         "images": len(dataset),
@@ -106,26 +106,17 @@ def copy_findings(dataset: DistilledDataset, copies: Copies, *, alpha: float) ->
         "method": method,
         "private_records": sorted({int(index) for index in copies.nearest[0].index[copies.exact]})[:_SHOWN],
     }
-    if declared == BY_DESIGN["random-real"] and exact:
-        design = Finding(
-            "published by design",
-            "leak",
-            f"The file discloses {exact} member images by design: {method} publishes {declared}. Who owns them must agree to that; no other check covers it.",
-            evidence,
-            required=False,
-        )
+    verdict: Verdict = "leak"
+    undeclared = exact
+    if declared == PUBLISHES[0]:
+        verdict, words = "clean", f"{method} declares no real image as part of the file."
+    elif declared == PUBLISHES[2] and exact:
+        words = f"The file discloses {exact} member images by design: {method} publishes {declared}. Who owns them must agree to that; no other check covers it."
         undeclared = 0
-    elif declared:
-        words = f"{method} publishes {declared} by design" + (
-            f"; {exact} of them are whole private images." if exact else "; none is a whole private image."
-        )
-        design, undeclared = Finding("published by design", "leak", words[0].upper() + words[1:], evidence, required=False), exact
     else:
-        design, undeclared = (
-            Finding("published by design", "clean", f"{method} declares no real image as part of the file.", evidence, required=False),
-            exact,
-        )
-    return [design, _others(copies, undeclared, alpha)]
+        whole = f"{exact} of its images are whole private ones" if exact > 1 else f"{exact or 'none'} of its images is a whole private one"
+        words = f"{method[0].upper() + method[1:]} publishes {declared} by design; {whole}."
+    return [Finding("published by design", verdict, words, evidence, required=False), _others(copies, undeclared, alpha)]
 
 
 def _others(copies: Copies, exact: int, alpha: float) -> Finding:

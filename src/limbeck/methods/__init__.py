@@ -28,3 +28,5 @@ SELECTORS = Registry(
         "ce-quantile": "limbeck.methods.selectors:cross_entropy_quantile",
     },
 )
+#: What a method's class can declare as ``publishes``: what its sets hold of the training images by design.
+PUBLISHES = ("no training image", "parts of training images", "whole training images")

@@ -106,6 +106,7 @@ class BPTT:
     """
 
     Options: type[BPTTOptions] = BPTTOptions
+    publishes: ClassVar[str] = "no training image"
     label_default: str = "hard"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar10-ipc10": _PUBLISHED,
@@ -266,6 +267,7 @@ class LabelLearning(BPTT):
     """
 
     Options = LabelLearningOptions
+    publishes: ClassVar[str] = "whole training images"
     label_default: str = "learned"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "fashion-mnist-cpu": {"steps": 500, "real_batch": 256},

@@ -45,6 +45,7 @@ class DistributionMatching:
     """
 
     Options = DistributionMatchingOptions
+    publishes: ClassVar[str] = "no training image"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar10-ipc1": {},
         "cifar10-ipc10": {},

@@ -79,6 +79,7 @@ class FRePo:
     """
 
     Options = FRePoOptions
+    publishes: ClassVar[str] = "no training image"
     student_loss: ClassVar[str] = "mse"
     recipes: ClassVar[dict[str, dict[str, object]]] = {
         "published": {"steps": 500_000, "batch": 1024, "optimizer": "lamb", "image_lr": 3e-4, "label_lr": 3e-4, "last_rate": 0.1, "pool": 10},

@@ -90,6 +90,7 @@ class GradientMatching:
     """
 
     Options: ClassVar[type[GradientMatchingOptions]] = GradientMatchingOptions
+    publishes: ClassVar[str] = "no training image"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar10-ipc1": {},
         "cifar10-ipc10": {},

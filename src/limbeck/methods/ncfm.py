@@ -86,6 +86,7 @@ class NCFM:
     """
 
     Options = NCFMOptions
+    publishes: ClassVar[str] = "no training image"
     expert_recipe: ClassVar[Recipe] = EXPERT_RECIPE
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar10": {},

@@ -31,6 +31,7 @@ class RandomReal:
     """
 
     Options = RandomRealOptions
+    publishes: ClassVar[str] = "whole training images"
     label_default: ClassVar[str] = "soft"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {"cutmix-300": {"views": 300}}
 

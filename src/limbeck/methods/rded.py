@@ -47,6 +47,7 @@ class RDED:
     """
 
     Options = RDEDOptions
+    publishes: ClassVar[str] = "parts of training images"
     label_default: ClassVar[str] = "soft"
     wants_expert: ClassVar[bool] = True
     recipes: ClassVar[dict[str, dict[str, Any]]] = {

@@ -85,6 +85,7 @@ class SRe2L:
     """
 
     Options = SRe2LOptions
+    publishes: ClassVar[str] = "no training image"
     label_default: ClassVar[str] = "soft"
     recipes: ClassVar[dict[str, dict[str, Any]]] = {
         "imagenet-1k": {"steps": 4000, "augment": "resized_crop+flip", "jitter": 32, "views": 300},

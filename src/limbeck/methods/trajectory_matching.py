@@ -125,6 +125,7 @@ class TrajectoryMatching:
     """
 
     Options: ClassVar[type[TrajectoryMatchingOptions]] = TrajectoryMatchingOptions
+    publishes: ClassVar[str] = "no training image"
     label_default: str = "hard"
     expert_recipe: ClassVar[Recipe] = Recipe(
         optimizer="sgd",
