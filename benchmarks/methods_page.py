@@ -60,13 +60,20 @@ def _table(group: list[dict[str, Any]]) -> str:
             own.protocol or "–",
             f"{own.bytes['images']:,}" if own.bytes else "–",
             f"{own.bytes['labels']:,}" if own.bytes else "–",
-            str(int(optimization["steps"])) if optimization else "–",
+            steps_text(optimization),
             duration(seconds.get("distilling", 0)),
             duration(seconds.get("expert and choice", 0)),
         ]
         mean = next(entry["interval_95"]["mean"] for entry in record["evaluations"] if entry["role"] == "distilled")
         rows.append((-mean, "| " + " | ".join(cells) + " |"))
     return "\n".join([*lines, *(line for _, line in sorted(rows))]) + "\n"
+
+
+def steps_text(optimization: dict[str, Any]) -> str:
+    """``2000``, or ``233 of 1200`` for a run that its budget ended."""
+    if not optimization:
+        return "–"
+    return f"{optimization['steps']}" + (f" of {optimization['total']}" if "total" in optimization else "")
 
 
 def _baselines(group: list[dict[str, Any]]) -> str:

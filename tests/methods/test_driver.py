@@ -1,7 +1,8 @@
 import math
 import re
+from itertools import count
 from pathlib import Path
-from types import NoneType
+from types import NoneType, SimpleNamespace
 from typing import ClassVar, get_args
 
 import pytest
@@ -11,7 +12,7 @@ from tests.small import gaussians, problem
 
 from limbeck.errors import LimbeckError, OptionError
 from limbeck.methods import METHODS
-from limbeck.methods.driver import Metrics, State, Turn, run_method
+from limbeck.methods.driver import Metrics, State, Turn, run_method, seconds_spent
 from limbeck.methods.parse import parse_method
 from limbeck.methods.problem import Problem
 from limbeck.methods.synthetic import SyntheticOptions, finished, owners_of, start_images
@@ -78,16 +79,11 @@ def test_a_broken_checkpoint_only_costs_time(tmp_path: Path) -> None:
 
 
 def test_a_step_that_is_not_finite_is_undone_and_taken_again_at_half_size() -> None:
-    notes: list[str] = []
-
-    class Listening(Reporter):
-        def note(self, message: str) -> None:
-            notes.append(message)
-
+    told = Listening()
     method = Shrink(bad=(3,), needs=0.25)
-    made = run_method(method, GIVEN, Listening())
+    made = run_method(method, GIVEN, told)
     assert method.calls[3:7] == [(3, 1.0), (3, 0.5), (3, 0.25), (4, 0.25)]
-    assert notes == [f"step 3 was not finite; it is taken again with step sizes x {scale:g}" for scale in (0.5, 0.25)]
+    assert told.notes == [f"step 3 was not finite; it is taken again with step sizes x {scale:g}" for scale in (0.5, 0.25)]
     assert torch.isfinite(made.images).all()
     about = made.provenance["optimization"]
     assert (about["steps"], about["restarts"], about["step_scale"]) == (8, 2, 0.25)
@@ -98,12 +94,69 @@ def test_a_step_that_is_never_finite_ends_with_a_sentence() -> None:
         run_method(Shrink(bad=(2,), needs=0), GIVEN)
 
 
-def test_a_budget_ends_the_run_and_says_how_many_steps_give_the_same() -> None:
-    cut = run_method(Shrink(Options(steps=10**6)), GIVEN, budget_seconds=0.2)
-    taken = cut.provenance["optimization"]["steps"]
-    assert 1 <= taken < 10**6
-    same = run_method(Shrink(Options(steps=taken)), GIVEN)
-    assert torch.equal(same.images, cut.images)
+class Listening(Reporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is a second later whenever it is read, which the driver does twice a step."""
+    seconds = count()
+    monkeypatch.setattr("limbeck.methods.driver.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+
+
+def test_a_budget_ends_the_run_and_says_so(clock: None) -> None:
+    told = Listening()
+    cut = run_method(Shrink(Options(steps=10**6)), GIVEN, told, budget_seconds=20.0)
+    about = cut.provenance["optimization"]
+    taken = about["steps"]
+    assert 5 < taken < 20
+    assert about["total"] == 10**6
+    assert [entry["step"] for entry in about["curve"]] == [taken]  # the last step is there, however few were taken
+    assert told.notes == [f"distilling was stopped by --budget after {taken} of 1,000,000 steps"]
+    # nothing in this method falls along a run
+    assert torch.equal(run_method(Shrink(Options(steps=taken)), GIVEN).images, cut.images)
+    assert "total" not in run_method(Shrink(), GIVEN).provenance["optimization"]
+
+
+def test_a_shorter_budget_does_not_get_what_a_longer_one_made(clock: None, tmp_path: Path) -> None:
+    def steps(seconds: float | None) -> int:
+        made = run_method(Shrink(Options(steps=100)), GIVEN, folder=tmp_path, budget_seconds=seconds)
+        assert seconds is None or seconds_spent(tmp_path, seconds) < seconds + 3
+        return int(made.provenance["optimization"]["steps"])
+
+    long = steps(60.0)
+    assert steps(60.0) == long  # the same budget gives the same set
+    short = steps(20.0)
+    assert short < long / 2
+    assert steps(20.0) == short
+    assert steps(60.0) == long
+    assert long < steps(100.0) < 100 == steps(None)  # a longer one goes on
+    assert steps(20.0) == short
+
+
+def test_a_set_whose_images_are_not_all_made_is_refused(clock: None, tmp_path: Path) -> None:
+    class InTurn(Shrink):
+        def unmade(self, problem: Problem, steps: int) -> int:
+            return 1 if steps < 50 else 0
+
+    with pytest.raises(OptionError, match="stopped by --budget after 11 of 100 steps, when 1 of the 2 images were not made yet; the steps are kept"):
+        run_method(InTurn(Options(steps=100)), GIVEN, folder=tmp_path, budget_seconds=20.0)
+    rest = InTurn(Options(steps=100))
+    run_method(rest, GIVEN, folder=tmp_path)
+    assert rest.calls[0][0] == 11
+
+
+def test_what_is_unmade_is_counted_by_the_methods_that_make_images_in_turn() -> None:
+    four = problem(gaussians((9, 9)), (2, 2))
+    sre2l = parse_method("sre2l:batch=2,steps=10")
+    assert [sre2l.unmade(four, steps) for steps in (0, 9, 10, 19, 20)] == [4, 4, 2, 2, 0]  # type: ignore[attr-defined]
+    rded = parse_method("rded")
+    assert [rded.unmade(four, steps) for steps in (0, 1, 2)] == [4, 2, 0]  # type: ignore[attr-defined]
 
 
 def test_interim_checks_are_on_the_interim_set() -> None:

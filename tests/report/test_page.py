@@ -195,3 +195,13 @@ def test_a_record_of_another_format_is_refused(run, tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="a result of format None cannot be reported"):
         write_report({**record, "format": None}, dataset, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_its_budget_ended_says_so(run) -> None:
+    record, dataset = run
+    whole, _ = render({**record, "optimization": {"steps": 1200, "curve": []}}, dataset)
+    assert "<dt>Steps</dt><dd>1,200</dd>" in whole
+    assert "stopped by" not in whole
+    cut, _ = render({**record, "optimization": {"steps": 233, "total": 1200, "curve": []}}, dataset)
+    assert "Distilling was stopped by --budget after 233 of 1,200 steps: the set is not finished." in cut
+    assert "<dt>Steps</dt><dd>stopped by --budget after 233 of 1,200 steps</dd>" in cut

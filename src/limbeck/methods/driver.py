@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from limbeck import store
-from limbeck.errors import FileFormatError, LimbeckError
+from limbeck.errors import FileFormatError, LimbeckError, OptionError
 from limbeck.methods.problem import Problem
 from limbeck.progress import SILENT, Reporter
 from limbeck.streams import Streams
@@ -46,7 +46,8 @@ class Method(Protocol):
     that it was given as it was; whatever it draws comes from ``turn.streams``. So any step can be repeated, and a stopped run goes on to the same bytes.
 
     A method that not every job can use also has ``check(problem, expert, epochs)``, called before experts are trained: their network (None for a job
-    without) and the epochs for which they will be (None where their training is not known). It raises `OptionError` where `init` would.
+    without) and the epochs for which they will be (None where their training is not known). It raises `OptionError` where `init` would. One that makes its
+    images group by group has ``unmade(problem, steps)``: how many are not made yet after so many steps. A run with any is never finished.
     """
 
     options: BaseModel
@@ -62,13 +63,16 @@ class Method(Protocol):
 
 @dataclass
 class Progress:
-    """How a run went: steps taken, step-size factor, how often a step was not finite, seconds, metrics and interim checks at recorded steps."""
+    """How a run went: steps taken, step-size factor, how often a step was not finite, seconds, seconds before the last step, metrics and interim checks at
+    recorded steps, and metrics of the last step."""
 
     step: int = 0
     scale: float = 1.0
     restarts: int = 0
     seconds: float = 0.0
+    seconds_before: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
+    last: dict[str, float] = field(default_factory=dict)
 
 
 Check = Callable[[DistilledDataset], float]
@@ -87,12 +91,18 @@ def run_method(
     """The distilled set of a method on a problem; how it went is in the set's provenance under ``optimization``.
 
     With a `folder` the state is saved there every half minute and when the run is interrupted, and a later call with the same arguments goes on from it to the
-    same set; the caller names the folder after everything that determines the run. `budget_seconds` ends the run early, between two steps; the steps taken are
-    recorded, and asking for that many steps gives the same set. A step whose state or metrics are not finite is undone and taken again with all step sizes
-    halved. `check` (a validation accuracy, say) is called on the interim set at `checks` equally spaced moments, the end excluded.
+    same set; the caller names the folder after everything that determines the run but its budget.
+
+    `budget_seconds` ends the run early, between two steps, with a note; the provenance then says after how many steps of how many. What falls along a run (step
+    sizes, stages) is where it was at that step: the set is that of a run of so many steps only for a method in which nothing does. A kept run goes on if
+    it was within the budget before its last step; where it had gone further, another begins and is kept beside it. Raises `OptionError` when the budget
+    ends a run before every image is made.
+
+    A step whose state or metrics are not finite is undone and taken again with all step sizes halved. `check` (a validation accuracy, say) is called on the
+    interim set at `checks` equally spaced moments, the end excluded.
     """
     total = method.total_steps(problem)
-    file = folder / _FILE if folder is not None else None
+    file = _file_of(folder, budget_seconds)
     restored = _load(file)
     state, progress = restored if restored is not None else (method.init(problem), Progress())
     state = {name: tensor.to(problem.plan.device) for name, tensor in state.items()}
@@ -112,9 +122,10 @@ def run_method(
                     with threads(problem.plan.threads * problem.plan.lanes):
                         state, metrics = _step(method, problem, state, progress, reporter)
                     progress.step += 1
-                    progress.seconds = before + time.monotonic() - started
+                    progress.seconds_before, progress.seconds = progress.seconds, before + time.monotonic() - started
+                    progress.last = {"step": float(progress.step), **metrics}
                     if progress.step in moments or progress.step in _recorded(total):
-                        entry = {"step": float(progress.step), **metrics}
+                        entry = dict(progress.last)
                         if check is not None and progress.step in moments:
                             entry["validation_accuracy"] = check(method.finish(problem, state))
                         progress.curve.append(entry)
@@ -126,12 +137,33 @@ def run_method(
                 save()
                 raise
         save()
+    cut = progress.step < total
+    if cut:
+        _refuse_unmade(method, problem, progress.step, total)
+        reporter.note(f"distilling was {stopped_words(progress.step, total)}")
     made = method.finish(problem, state)
     if not total:
         return made
     # seconds are left out: the same work gives the same digest
-    about = {"steps": progress.step, "step_scale": progress.scale, "restarts": progress.restarts, "curve": progress.curve}
+    about: dict[str, Any] = {"steps": progress.step, "step_scale": progress.scale, "restarts": progress.restarts, "curve": progress.curve}
+    if cut:
+        recorded = bool(progress.curve) and progress.curve[-1]["step"] == progress.step
+        about |= {"total": total, "curve": [*progress.curve, *([] if recorded or not progress.last else [progress.last])]}
     return DistilledDataset(**{**vars(made), "provenance": {**made.provenance, "optimization": about}})
+
+
+def stopped_words(steps: int, total: int) -> str:
+    """``stopped by --budget after 233 of 1,200 steps``."""
+    return f"stopped by --budget after {steps:,} of {total:,} steps"
+
+
+def _refuse_unmade(method: Method, problem: Problem, steps: int, total: int) -> None:
+    unmade = method.unmade(problem, steps) if hasattr(method, "unmade") else 0
+    if unmade:
+        raise OptionError(
+            f"distilling was {stopped_words(steps, total)}, when {unmade} of the {sum(problem.counts)} images were not made yet; the steps are kept, so give the "
+            "same command a longer --budget or none, or ask for less work in --method"
+        )
 
 
 def _step(method: Method, problem: Problem, state: State, progress: Progress, reporter: Reporter) -> tuple[State, Metrics]:
@@ -160,12 +192,29 @@ def _recorded(total: int) -> range:
     return range(total, 0, -stride)
 
 
-def seconds_spent(folder: Path) -> float:
-    """How long earlier, interrupted or finished, runs of the same work took together; 0 when there was none."""
+def seconds_spent(folder: Path, budget_seconds: float | None = None) -> float:
+    """How long earlier, interrupted or finished, runs of the same work within the budget took together; 0 when there was none."""
+    known = _progress(_file_of(folder, budget_seconds))
+    return 0.0 if known is None else known.seconds
+
+
+def _file_of(folder: Path | None, budget_seconds: float | None) -> Path | None:
+    """Where the run is kept: beside the one that has gone further than the budget, if there is one."""
+    if folder is None or budget_seconds is None:
+        return None if folder is None else folder / _FILE
+    known = _progress(folder / _FILE)
+    further = known is not None and known.step > 1 and known.seconds_before >= budget_seconds
+    return folder / (f"within-{budget_seconds:g}s-{_FILE}" if further else _FILE)
+
+
+def _progress(file: Path | None) -> Progress | None:
+    """What a kept run's header says of it."""
+    if file is None:
+        return None
     try:
-        return float(store.load_header(folder / _FILE, _KIND)["progress"]["seconds"])
+        return _progress_of(store.load_header(file, _KIND))
     except (FileFormatError, KeyError, TypeError):
-        return 0.0
+        return None
 
 
 def _load(file: Path | None) -> tuple[State, Progress] | None:
@@ -173,7 +222,12 @@ def _load(file: Path | None) -> tuple[State, Progress] | None:
         return None
     try:
         header, tensors = store.load(file, _KIND)
-        known: dict[str, Any] = header["progress"]
-        return tensors, Progress(**known)
+        return tensors, _progress_of(header)
     except (FileFormatError, KeyError, TypeError):
         return None
+
+
+def _progress_of(header: Mapping[str, Any]) -> Progress:
+    about: dict[str, Any] = header["progress"]
+    # runs kept by earlier versions do not say when their last step began
+    return Progress(**{"seconds_before": about["seconds"] * (1 - 1 / max(1, about["step"])), **about})

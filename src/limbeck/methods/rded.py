@@ -66,6 +66,10 @@ class RDED:
         """One for each class that gets images."""
         return len(_classes(problem))
 
+    def unmade(self, problem: Problem, steps: int) -> int:
+        """Images of the classes whose turn has not come."""
+        return sum(problem.counts[number] for number in _classes(problem)[steps:])
+
     def check(self, problem: Problem, expert: Network | None, epochs: int | None) -> None:
         """Raises `OptionError` for labels or patches that cannot be made."""
         check_views(problem.rule, expert is not None, self.options)

@@ -104,6 +104,10 @@ class SRe2L:
         """`steps` iterations for each block."""
         return self.options.steps * len(make_blocks(problem.counts, self.options.batch))
 
+    def unmade(self, problem: Problem, steps: int) -> int:
+        """Images of the blocks that have not had all their iterations."""
+        return sum(len(block) for block in make_blocks(problem.counts, self.options.batch)[steps // self.options.steps :])
+
     def check(self, problem: Problem, expert: Network | None, epochs: int | None) -> None:
         """Raises `OptionError` for a network to invert without batch normalization, and for labels that cannot be made."""
         check_views(problem.rule, expert is not None, self.options)

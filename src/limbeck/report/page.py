@@ -10,6 +10,7 @@ import jinja2
 
 import limbeck
 from limbeck import store
+from limbeck.methods.driver import stopped_words
 from limbeck.report import words
 from limbeck.report.figures import NARROW, PALETTE, WIDE, Figure, accuracy_figure, entropy_figure, label_matrix_figure, snapshots_figure
 from limbeck.report.gallery import Gallery, contact_sheet, make_gallery
@@ -139,6 +140,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Source", f"{source.get('name', '')}: {words.listing(split)}" if split else str(source.get("name", ""))),
         ("Method", str(record["method"])),
         ("Labels", words.label_rule(record["label_rule"], len(record["counts"]))),
+        ("Steps", _steps(record)),
         ("Seed", str(record.get("seed", ""))),
         ("Digest of the set", str(record.get("digest") or "")),
         ("Time", ", ".join(times)),
@@ -146,6 +148,13 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Versions", ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _steps(record: Mapping[str, Any]) -> str:
+    taken = record.get("optimization") or {}
+    if "total" in taken:
+        return stopped_words(taken["steps"], taken["total"])
+    return f"{taken['steps']:,}" if taken else ""
 
 
 def _details(record: Mapping[str, Any]) -> list[tuple[str, Any]]:

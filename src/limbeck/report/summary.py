@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbeck.evaluate.protocols import PROTOCOLS
+from limbeck.methods.driver import stopped_words
 from limbeck.report import words
 from limbeck.report.tables import Gain, Row
 from limbeck.types.evaluation import Interval
@@ -33,7 +34,7 @@ def summarize(record: Mapping[str, Any], rows: Sequence[Row], found: Sequence[Ga
     main = next((row for row in rows if row.role == "distilled"), None)
     beside = [row for row in rows if main and row.role != "distilled" and row.repeats and (row.protocol, row.model) == (main.protocol, main.model)]
     own_gains = [gain for gain in found if main and (gain.over.protocol, gain.over.model) == (main.protocol, main.model)]
-    sentences = [_what(record), _cost(record)]
+    sentences = [_what(record), *_stopped(record), _cost(record)]
     if main is None:
         sentences.append("This set has not been evaluated, so nothing is known about the students that it makes; “limbeck evaluate” measures them.")
     else:
@@ -73,6 +74,11 @@ def _what(record: Mapping[str, Any]) -> str:
         f"{words.count(sum(counts), 'image')}{f' of {shape}' if shape else ''} ({words.per_class(counts)}, {words.count(len(counts), 'class', 'classes')}) "
         f"from {source.get('name', 'an unnamed source')}, made by {record['method']}, with {words.label_rule(record['label_rule'], len(counts))}."
     )
+
+
+def _stopped(record: Mapping[str, Any]) -> list[str]:
+    taken = record.get("optimization") or {}
+    return [f"Distilling was {stopped_words(taken['steps'], taken['total'])}: the set is not finished."] if "total" in taken else []
 
 
 def _cost(record: Mapping[str, Any]) -> str:

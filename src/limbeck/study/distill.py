@@ -320,7 +320,7 @@ def draw_sets(
         for labeler in experts.labelers if uses_labeler(method, problem.rule) else (None,):
             given = drawn.with_expert(labeler)
             folder = cache.path("methods", cache.key("methods", _method_task(method, given, options.checks)))
-            on_resume(seconds_spent(folder))
+            on_resume(seconds_spent(folder, budget))
             row.append(run_method(method, given, reporter, folder=folder, budget_seconds=budget, check=check, checks=options.checks))
         sets.append(row)
     return sets

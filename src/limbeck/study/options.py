@@ -84,7 +84,9 @@ class DistillOptions(OpenOptions, EvaluationOptions):
     pixels: Annotated[str, Field(description="pixel space: raw, normalize, zca-mtt, zca-kip, zca-frepo")] = "normalize"
     method: Annotated[str, Field(description="name, name@recipe or name:option=value,...; see: limbeck ls methods")] = "random-real"
     steps: Annotated[int | None, Field(ge=1, description="steps of a method that optimizes; default: the method's own")] = None
-    budget: Annotated[str | None, Field(description="stop optimizing after this long: 90s, 20min, 1.5h")] = None
+    budget: Annotated[
+        str | None, Field(description="stop optimizing after this long: 90s, 20min, 1.5h; rates that fall along --steps stay where they are then")
+    ] = None
     checks: Annotated[int, Field(ge=0, description="how often one student is tried on validation while optimizing")] = 0
     selector: Annotated[str, Field(description="which real images: random, herding, k-center, ce-quantile:0..9")] = "random"
     model: Annotated[str, Field(description="architecture of expert and students: convnet, convnet-d3-w64, resnet18, mlp, module:factory")] = (
