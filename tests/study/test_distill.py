@@ -168,6 +168,17 @@ def test_a_method_that_makes_images_stands_beside_as_many_real_ones_as_its_bytes
     assert record["provenance"]["method_options"]["steps"] == 3
 
 
+def test_learned_labels_stand_beside_hard_labels_at_the_same_bytes_too(tmp_path: Path) -> None:
+    options = DistillOptions(**SMALL | {"expert_epochs": 1, "model": "softmax"}, method="bptt@smoke", steps=2)
+    _, record = distill("digits", options, tmp_path / "run", cache=Cache(tmp_path / "cache"))
+    rows = {row["role"]: row for row in record["evaluations"]}
+    assert list(rows) == ["distilled", "random-soft", "random-hard", "random-soft-bytes", "random-hard-bytes"]
+    total = {role: row["bytes"]["total"] for role, row in rows.items()}
+    assert total["random-soft-bytes"] <= total["distilled"]
+    assert total["random-hard-bytes"] <= total["distilled"]
+    assert rows["random-hard-bytes"]["images"] > rows["random-soft-bytes"]["images"]
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5h", 5400), ("20 min", 1200)])
 def test_time_budgets_are_read(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds

@@ -366,18 +366,21 @@ def _random_real(problem: Problem) -> DistilledDataset:
 def _baselines(
     method: Method, problem: Problem, dataset: DistilledDataset, experts: Experts, options: DistillOptions, reporter: Reporter
 ) -> dict[str, Sets]:
-    """Random real images at the set's counts, and, where the set's images cost more bytes than real ones, also as many as its bytes pay for."""
+    """Random real images at the set's counts, and, where the set's images cost more bytes than real ones, also as many as its bytes pay for: under hard labels,
+    and fewer of them under soft ones where those are shown at all."""
     soft = problem if problem.rule.kind == "soft" else replace(problem, rule=LabelRule())
     labelers = experts.labelers if options.labels != "hard" else ()
     found = random_baselines(soft, labelers, options.draws, reporter, method.options)
     plain = found["random-soft" if labelers else "random-hard"][0][0].bytes["total"]
     if dataset.bytes["total"] < 1.5 * plain:
         return found
-    rule = soft.rule if labelers else LabelRule(kind="hard")
-    affordable = counts_for(problem.train, rule, problem.pixels, total_bytes=dataset.bytes["total"])
-    more = random_baselines(replace(soft, counts=_at_most(affordable, problem)), labelers, options.draws, reporter)
-    role = "random-soft" if labelers else "random-hard"
-    return {**found, f"{role}-bytes": more[role]}
+    for rule, given in ((soft.rule, labelers), (LabelRule(kind="hard"), ())):
+        role = f"random-{rule.kind}"
+        if role in found:
+            affordable = counts_for(problem.train, rule, problem.pixels, total_bytes=dataset.bytes["total"])
+            more = random_baselines(replace(soft, counts=_at_most(affordable, problem)), given, options.draws, reporter)
+            found[f"{role}-bytes"] = more[role]
+    return found
 
 
 def _at_most(counts: Sequence[int], problem: Problem) -> tuple[int, ...]:
