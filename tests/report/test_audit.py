@@ -85,3 +85,23 @@ def test_exposures_and_defenses_are_drawn_with_their_numbers_spoken() -> None:
     assert "+20.0 points (+10.0 to +30.0)" in figures[0].alt
     assert "needs opacus" in html
     assert "should not be published as it is" in html
+
+
+def test_the_rate_that_was_tested_is_shown_with_its_p_value_which_is_never_zero() -> None:
+    rate = {"tpr": 0.06, "low": 0.038, "high": 0.085, "p_value": 0.0005, "critical": 0.025}
+    attack = {
+        "auc": 0.531,
+        "auc_low": 0.497,
+        "auc_high": 0.56,
+        "p_value": 0.0,
+        "tested": "0.01",
+        "rates": {"0.001": None, "0.01": rate},
+        "non_members": 1800,
+        "records": 400,
+        "worlds": 9,
+        "curve": [[0.01, 0.06], [1.0, 1.0]],
+    }
+    html, figures = render_audit(record(attacks={"arm": "expert", "attacks": {"students (LiRA)": attack}}))
+    assert [figure.name for figure in figures] == ["roc"]
+    assert '6.0 % <span class="quiet">(3.8 to 8.5), p 0.0005</span>' in html
+    assert '<td class="n">&lt; 1e-16</td>' in html

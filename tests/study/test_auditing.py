@@ -191,6 +191,10 @@ def test_canaries_are_nowhere_in_the_published_set_and_controls_in_no_data(tmp_p
             "no expert takes part in making this set, so the arm 'expert' has nothing to check; use --arm end-to-end",
         ),
         ({"alpha": 0.001, "redraws": 500}, "500 redraws cannot show a p-value of"),
+        (
+            {"canaries": 112, "train_images": 400},
+            "500 redraws cannot show a p-value of 0.001",
+        ),  # enough non-members to test a rate beside the area: half a share for each
         ({"ipc": None}, "a budget is needed; use --ipc N"),
         ({"labels": "hard", "temperature": 1.0, "arm": "both", "defend": "top-k=1"}, "defenses act on soft labels, and this set has hard ones"),
         ({"defend": "prayer=1"}, "unknown defense 'prayer'"),
