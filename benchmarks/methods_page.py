@@ -18,7 +18,8 @@ HEAD = """# Methods on Fashion-MNIST
 
 Generated from the records in `benchmarks/results/fashion-mnist` by `python -m benchmarks.methods_page`. ConvNet-D3-W128 throughout. Accuracies are per cent on the
 10,000 test images, last epoch, mean over students with a 95 % interval over students (the distilled set and its expert are one draw each). Bytes are those of
-the file: images and labels. Every set stands beside random real images under the same protocol. "Distilling" is the time of the method itself by the clock;
+the file: images and labels. Every set stands beside random real images under the same protocol; students of a set that learned its rate (`mtt`) train at it, as the
+column of protocols says. "Distilling" is the time of the method itself by the clock;
 experts, where a method needs them, are extra. These runs used one of two shared cores each while other work went on, which took between a quarter and a half
 of the time by the clock; numbers of steps were kept small for that reason, and are far from the published ones. Options were set beforehand, or on validation
 images (`frepo`).
@@ -57,7 +58,7 @@ def _table(group: list[dict[str, Any]]) -> str:
             labels,
             own.accuracy_text,
             own.repeats_text,
-            own.protocol or "–",
+            own.protocol_text or "–",
             f"{own.bytes['images']:,}" if own.bytes else "–",
             f"{own.bytes['labels']:,}" if own.bytes else "–",
             steps_text(optimization),
@@ -83,9 +84,8 @@ def _baselines(group: list[dict[str, Any]]) -> str:
         for row in accuracy_rows(record):
             if row.role.startswith("random") and row.bytes:
                 key = (row.role, row.protocol, row.bytes["total"])
-                seen[key] = (
-                    f"| {row.name} | {row.accuracy_text} | {row.repeats_text} | {row.protocol} | {row.images} | {row.bytes['images']:,} | {row.bytes['labels']:,} |"
-                )
+                size = f"{row.bytes['images']:,} | {row.bytes['labels']:,}"
+                seen[key] = f"| {row.name} | {row.accuracy_text} | {row.repeats_text} | {row.protocol_text} | {row.images} | {size} |"
     head = ["| baseline | accuracy % | students | protocol | images | image bytes | label bytes |", "|---|---|---|---|---|---|---|"]
     return "\n".join([*head, *(seen[key] for key in sorted(seen, key=str))]) + "\n"
 

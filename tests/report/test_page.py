@@ -205,3 +205,17 @@ def test_a_run_that_its_budget_ended_says_so(run) -> None:
     cut, _ = render({**record, "optimization": {"steps": 233, "total": 1200, "curve": []}}, dataset)
     assert "Distilling was stopped by --budget after 233 of 1,200 steps: the set is not finished." in cut
     assert "<dt>Steps</dt><dd>stopped by --budget after 233 of 1,200 steps</dd>" in cut
+
+
+def test_a_set_that_learned_its_rate_is_not_said_to_be_trained_in_the_same_way(run) -> None:
+    record, dataset = run
+    html, _ = render(record, dataset)
+    assert "trained and measured in the same way" in html
+    record["protocol"] = {"recipe": {"lr": 0.01}}
+    distilled = record["evaluations"][0]
+    distilled |= {"rate": "learned", "recipe": {**distilled["recipe"], "lr": 0.0309}}
+    html, _ = render(record, dataset)
+    assert "dc/1, learned rate 0.031" in html
+    assert "trained on this set alone at its learned rate 0.031 reach" in html
+    assert "measured in the same way and trained at the protocol’s learning rate" in html
+    assert "trained and measured in the same way" not in html

@@ -71,3 +71,14 @@ def test_an_ensemble_counts_its_networks(run) -> None:
     record, _ = run
     record["expert"]["count"] = 3
     assert accuracy_rows(record)[3].repeats_text == "3 networks"
+
+
+def test_a_learning_rate_that_is_not_the_protocols_is_named(run) -> None:
+    record, _ = run
+    record["protocol"] = {"recipe": {"lr": 0.01}}
+    distilled = record["evaluations"][0]
+    distilled["recipe"] = {**distilled["recipe"], "lr": 0.0309}
+    assert [row.protocol_text for row in accuracy_rows(record)][:3] == ["dc/1, learning rate 0.031", "dc/1", "dc/1"]
+    distilled["rate"] = "learned"
+    assert accuracy_rows(record)[0].protocol_text == "dc/1, learned rate 0.031"
+    assert [gain.over.protocol_text for gain in gains(record)] == ["dc/1", "dc/1"]

@@ -1,6 +1,7 @@
 """Jobs on a distilled file: evaluation with baselines, comparison, training a user's own model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,25 @@ def test_a_result_never_overwrites_the_file_it_is_made_from(run: Path) -> None:
     with pytest.raises(OptionError, match="the result would overwrite .* itself; give another place with --out"):
         train_on_file(run / FILE, run / FILE, model="softmax")
     assert (run / FILE).read_bytes() == before
+
+
+def test_a_learned_rate_is_named_and_is_tried_when_rates_are_chosen(run: Path, tmp_path: Path) -> None:
+    dataset = DistilledDataset.load(run / FILE)
+    file = tmp_path / "learned.safetensors"
+    replace(dataset, step_size=0.3).save(file)
+    record = evaluate_file(file, OPTIONS, cache=Cache(tmp_path / "cache"))
+    rates = {row["role"]: (row["rate"], row["recipe"]["lr"]) for row in record["evaluations"]}
+    assert rates["distilled"] == ("learned", 0.3)
+    assert rates["random-hard"] == (None, 0.05)
+    seen: list[list[float]] = []
+
+    def chosen(rates, *given, **options):  # type: ignore[no-untyped-def]
+        seen.append(list(rates))
+        return rates[-1], {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("limbeck.study.distill.best_learning_rate", chosen)
+        record = evaluate_file(file, OPTIONS.model_copy(update={"tune_lr": True}), cache=Cache(tmp_path / "cache"))
+    assert seen[0] == [0.005, 0.025, 0.05, 0.25, 0.3]
+    assert seen[1] == [0.005, 0.025, 0.05, 0.25]
+    assert {row["rate"] for row in record["evaluations"]} == {"chosen"}

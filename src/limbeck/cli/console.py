@@ -79,7 +79,7 @@ def print_evaluations(record: dict[str, Any]) -> None:
         body.append([row.name, row.model, row.accuracy_text, row.worst_text, row.repeats_text, size])
     print_table("", ["trained on", "model", "accuracy %", "worst class %", "trained", "images + labels"], body)
     judged = [row for row in rows if row.bytes]
-    protocols, covers = ", ".join(sorted({row.protocol for row in judged})), "; ".join(sorted({row.covers_text for row in judged}))
+    protocols, covers = ", ".join(sorted({row.protocol_text for row in judged})), "; ".join(sorted({row.covers_text for row in judged}))
     words = f"last-epoch accuracy on {judged[0].test_images} test images, protocol {protocols}; 95 % intervals: {covers}"
     STDOUT.print(words, markup=False, soft_wrap=True)
 

@@ -73,11 +73,11 @@ class Figure:
 def accuracy_figure(rows: Sequence[Row], title: str) -> Figure:
     """Test accuracy of every row as a dot with its 95 % interval; each student is a faint dot, a network trained on real data a dashed line as well."""
     several_models = len({row.model for row in rows if row.repeats}) > 1
-    several_protocols = len({row.protocol for row in rows if row.repeats}) > 1
+    several_protocols = len({row.protocol_text for row in rows if row.repeats}) > 1
     entries: list[dict[str, Any]] = []
     students: list[dict[str, Any]] = []
     for place, row in enumerate(rows):
-        detail = [row.model] * (several_models and bool(row.repeats)) + [row.protocol] * (several_protocols and bool(row.repeats))
+        detail = [row.model] * (several_models and bool(row.repeats)) + [row.protocol_text] * (several_protocols and bool(row.repeats))
         known = not math.isnan(row.accuracy.low)
         entry: dict[str, Any] = {
             "place": place,
@@ -377,7 +377,7 @@ def _shortened(name: str, width: int) -> str:
 
 
 def _in_brackets(row: Row, model: bool, protocol: bool) -> str:
-    parts = [row.model] * (model and bool(row.repeats)) + [row.protocol] * (protocol and bool(row.repeats))
+    parts = [row.model] * (model and bool(row.repeats)) + [row.protocol_text] * (protocol and bool(row.repeats))
     return f" ({', '.join(parts)})" if parts else ""
 
 

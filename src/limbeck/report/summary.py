@@ -38,7 +38,7 @@ def summarize(record: Mapping[str, Any], rows: Sequence[Row], found: Sequence[Ga
     if main is None:
         sentences.append("This set has not been evaluated, so nothing is known about the students that it makes; “limbeck evaluate” measures them.")
     else:
-        sentences += [_accuracy(main), *_baselines(beside, own_gains), *_others(main, rows)]
+        sentences += [_accuracy(main), *_baselines(main, beside, own_gains), *_others(main, rows)]
     sentences += [*_experts(rows), *_diverged(rows)]
     return Summary(tuple(_tiles(record, main, own_gains)), tuple(sentences))
 
@@ -93,16 +93,18 @@ def _accuracy(main: Row) -> str:
     protocol = PROTOCOLS.get(main.protocol.partition("/")[0])
     note = f": {protocol.note}" if protocol is not None and protocol.label == main.protocol else ""
     return (
-        f"New {main.model} networks trained on this set alone reach {main.accuracy_text} %{on} after their last epoch "
+        f"New {main.model} networks trained on this set alone{f' at its {main.rate}' if main.rate else ''} reach {main.accuracy_text} %{on} after their last epoch "
         f"({main.repeats_text}; {_interval_words(main.accuracy)}). Protocol {main.protocol}{note}."
     )
 
 
-def _baselines(beside: Sequence[Row], own_gains: Sequence[Gain]) -> list[str]:
+def _baselines(main: Row, beside: Sequence[Row], own_gains: Sequence[Gain]) -> list[str]:
     sentences: list[str] = []
     for row in beside:
         gain = next((gain for gain in own_gains if (gain.over.name, gain.over.role) == (row.name, row.role)), None)
         opening = "In the same way" if sentences else "Beside it, trained and measured in the same way"
+        if row.rate != main.rate:
+            opening = f"{'At' if sentences else 'Beside it, measured in the same way and trained at'} {row.rate or 'the protocol’s learning rate'}"
         start = f"{opening}, “{row.name}” reaches {row.accuracy_text} % ({row.repeats_text})"
         if gain is None:
             sentences.append(f"{start}; the difference is not paired, because seeds, draws, experts or students differ.")

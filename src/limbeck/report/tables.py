@@ -19,7 +19,8 @@ class Row:
     """One accuracy on the test split with what a reader needs to judge it.
 
     `role` is "distilled", "random-soft", "random-hard" or another role of the record; "expert" and "full data" for the networks trained on real data,
-    which have no students, bytes or worst class: `networks` of them label together. Accuracies are fractions. `single` holds every student's accuracy.
+    which have no students, bytes or worst class: `networks` of them label together. Accuracies are fractions. `single` holds every student's accuracy. `rate`
+    is the learning rate in words where it is not the protocol's.
     """
 
     name: str
@@ -35,11 +36,17 @@ class Row:
     diverged: int
     test_images: int | None
     networks: int = 1
+    rate: str = ""
 
     @property
     def accuracy_text(self) -> str:
         """Per cent: ``77.4 ± 0.6``."""
         return words.percent_interval(self.accuracy)
+
+    @property
+    def protocol_text(self) -> str:
+        """``dc/1``, or ``dc/1, learned rate 0.031``."""
+        return f"{self.protocol}, {self.rate}" if self.rate else self.protocol
 
     @property
     def worst_text(self) -> str:
@@ -99,7 +106,7 @@ def accuracy_rows(record: Mapping[str, Any]) -> list[Row]:
     Raises `FileFormatError` for a record of another format or with unreadable evaluations.
     """
     check(record)
-    rows = [_evaluation_row(*pair) for pair in _evaluations(record)]
+    rows = [_evaluation_row(record, *found) for found in _evaluations(record)]
     return sorted(rows, key=lambda row: row.role != "distilled") + _expert_rows(record)
 
 
@@ -107,10 +114,10 @@ def gains(record: Mapping[str, Any]) -> list[Gain]:
     """The distilled set against every other set that was evaluated alike: same protocol, model, seed, test images and repeats, so that students pair up."""
     evaluations = _evaluations(record)
     found = []
-    for mine, role in evaluations:
-        for other, other_role in evaluations:
-            if role == "distilled" and other_role != "distilled" and _paired(mine, other):
-                found.append(Gain(_evaluation_row(other, other_role), paired_difference(mine.accuracy, other.accuracy)))
+    for mine, entry in evaluations:
+        for other, other_entry in evaluations:
+            if _role(entry) == "distilled" and _role(other_entry) != "distilled" and _paired(mine, other):
+                found.append(Gain(_evaluation_row(record, other, other_entry), paired_difference(mine.accuracy, other.accuracy)))
     return found
 
 
@@ -119,15 +126,28 @@ def _paired(first: Evaluation, second: Evaluation) -> bool:
     return same and first.accuracy.shape == second.accuracy.shape
 
 
-def _evaluations(record: Mapping[str, Any]) -> list[tuple[Evaluation, str]]:
-    return [(Evaluation.from_dict(entry), str(entry.get("role", "other"))) for entry in record.get("evaluations") or ()]
+def _evaluations(record: Mapping[str, Any]) -> list[tuple[Evaluation, Mapping[str, Any]]]:
+    return [(Evaluation.from_dict(entry), entry) for entry in record.get("evaluations") or ()]
 
 
-def _evaluation_row(evaluation: Evaluation, role: str) -> Row:
+def _role(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("role", "other"))
+
+
+def _rate(record: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """The learning rate in words where it is not the one of the record's protocol."""
+    given, used = ((made.get("recipe") or {}).get("lr") for made in (record.get("protocol") or {}, entry))
+    if given is None or used is None or used == given:
+        return ""
+    # records of earlier versions do not say where a rate comes from
+    return f"{entry.get('rate') or 'learning'} rate {used:.2g}"
+
+
+def _evaluation_row(record: Mapping[str, Any], evaluation: Evaluation, entry: Mapping[str, Any]) -> Row:
     draws, experts, students = evaluation.accuracy.shape
     return Row(
         name=evaluation.name,
-        role=role,
+        role=_role(entry),
         model=evaluation.model,
         protocol=evaluation.protocol,
         accuracy=evaluation.interval,
@@ -138,6 +158,7 @@ def _evaluation_row(evaluation: Evaluation, role: str) -> Row:
         bytes=evaluation.bytes,
         diverged=evaluation.diverged,
         test_images=evaluation.test_images,
+        rate=_rate(record, entry),
     )
 
 

@@ -166,8 +166,9 @@ def evaluate_kinds(
         for role, sets in kinds.items():
             step_size = sets[0][0].step_size
             # a learned step size belongs to the set: its students train at it
-            recipe = None if step_size is None else protocol.recipe.with_(lr=step_size)
+            recipe, rate = (None, None) if step_size is None else (protocol.recipe.with_(lr=step_size), "learned")
             if options.tune_lr:
+                rate = "chosen"
                 recipe = _tuned(sets[0][0], network, protocol.recipe, setting, seed, used, cache, reporter)
             result = evaluate(
                 NAMES[role],
@@ -182,7 +183,7 @@ def evaluate_kinds(
                 cache=cache,
                 reporter=reporter,
             )
-            rows.append({**result.to_dict(), "role": role})
+            rows.append({**result.to_dict(), "role": role, "rate": rate})
     return rows
 
 
@@ -391,9 +392,9 @@ def _at_most(counts: Sequence[int], problem: Problem) -> tuple[int, ...]:
 def _tuned(
     dataset: DistilledDataset, network: Network, recipe: Recipe, setting: Setting, seed: int, plan: ExecutionPlan, cache: Cache, reporter: Reporter
 ) -> Recipe:
-    rates = [round(recipe.lr * factor, 10) for factor in (0.1, 0.5, 1, 5)]
+    rates = {round(recipe.lr * factor, 10) for factor in (0.1, 0.5, 1, 5)} | ({dataset.step_size} if dataset.step_size is not None else set())
     rate, _ = best_learning_rate(
-        rates, dataset, network, recipe, setting.splits.validation, streams=Streams(seed)["tune"], plan=plan, cache=cache, reporter=reporter
+        sorted(rates), dataset, network, recipe, setting.splits.validation, streams=Streams(seed)["tune"], plan=plan, cache=cache, reporter=reporter
     )
     return recipe.with_(lr=rate)
 
