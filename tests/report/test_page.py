@@ -219,3 +219,20 @@ def test_a_set_that_learned_its_rate_is_not_said_to_be_trained_in_the_same_way(r
     assert "trained on this set alone at its learned rate 0.031 reach" in html
     assert "measured in the same way and trained at the protocol’s learning rate" in html
     assert "trained and measured in the same way" not in html
+
+
+@pytest.mark.parametrize(
+    ("changes", "heading", "row"),
+    [
+        ({}, "The expert that labels", "expert that labels, step 211"),
+        ({"use": "baseline"}, "The expert behind the random images", "expert behind the random images, step 211"),
+        ({"use": "images"}, "The expert behind the images", "expert behind the images, step 211"),
+        ({"chosen_by": "matched, not asked for labels", "chosen_step": None, "test_accuracy": None, "trials": []}, "Experts that are matched", ""),
+    ],
+)
+def test_the_expert_is_said_to_do_what_it_does(run, changes: dict, heading: str, row: str) -> None:
+    record, dataset = run
+    html, _ = render({**record, "expert": {**record["expert"], **changes}}, dataset)
+    assert f'<h2 id="h-expert">{heading}</h2>' in html
+    assert row in html
+    assert ("students trained on labels from that snapshot" in html) == bool({**record["expert"], **changes}["trials"])

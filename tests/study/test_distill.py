@@ -18,7 +18,8 @@ from limbeck.errors import LimbeckError, OptionError
 from limbeck.evaluate.protocols import PROTOCOLS
 from limbeck.progress import Reporter
 from limbeck.study.distill import FILE, RECORD, distill, method_of, parse_duration, protocol_for
-from limbeck.study.options import DistillOptions
+from limbeck.study.judge import evaluate_file
+from limbeck.study.options import DistillOptions, EvaluationOptions
 from limbeck.types.distilled import DistilledDataset
 
 SMALL = {"ipc": "1", "model": "mlp:width=16", "expert_epochs": 2, "students": 2, "protocol": "tiny"}
@@ -37,6 +38,8 @@ def test_the_job_writes_a_file_and_a_record_that_agree(done: tuple[Path, Distill
     stored = json.loads((out / RECORD).read_text())
     assert [row["role"] for row in stored["evaluations"]] == ["distilled", "random-soft", "random-hard"]
     assert stored["counts"] == [1] * 10
+    assert stored["expert"]["use"] == "labels"
+    assert stored["evaluations"][1]["name"] == "random real, same soft labels"
     assert stored["expert"]["chosen_by"] == "successive halving on validation"
     assert stored["expert"]["chosen_step"] in [snapshot["step"] for snapshot in stored["expert"]["snapshots"]]
     for row in stored["evaluations"]:
@@ -177,6 +180,17 @@ def test_learned_labels_stand_beside_hard_labels_at_the_same_bytes_too(tmp_path:
     assert total["random-soft-bytes"] <= total["distilled"]
     assert total["random-hard-bytes"] <= total["distilled"]
     assert rows["random-hard-bytes"]["images"] > rows["random-soft-bytes"]["images"]
+    # no expert labeled this set, so the random images' labels are not the same as its own
+    assert rows["random-soft"]["name"] == "random real, an expert's soft labels"
+    assert record["expert"]["use"] == "baseline"
+    heard: list[str] = []
+
+    class Hearing(Reporter):
+        def note(self, message: str) -> None:
+            heard.append(message)
+
+    evaluate_file(tmp_path / "run" / FILE, EvaluationOptions(protocol="tiny", students=2), cache=Cache(tmp_path / "cache"), reporter=Hearing())
+    assert "no expert labeled this file, so random real images under soft labels are left out; --expert-file brings an expert for them" in heard
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5h", 5400), ("20 min", 1200)])

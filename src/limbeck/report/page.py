@@ -16,7 +16,7 @@ from limbeck.report.figures import NARROW, PALETTE, WIDE, Figure, accuracy_figur
 from limbeck.report.gallery import Gallery, contact_sheet, make_gallery
 from limbeck.report.softness import Softness, softness
 from limbeck.report.summary import protocol_note, summarize
-from limbeck.report.tables import accuracy_rows, gains
+from limbeck.report.tables import accuracy_rows, expert_use, gains
 from limbeck.types.distilled import DistilledDataset
 
 _EXAMPLES, _EXAMPLE_ENTRIES = 6, 5
@@ -47,7 +47,7 @@ def render(record: Mapping[str, Any], dataset: DistilledDataset | None) -> tuple
     rows, found = accuracy_rows(record), gains(record)
     title = str(record.get("title") or f"{record['source'].get('name', 'unnamed source')}, {record['method']}")
     soft = None if dataset is None else softness(dataset)
-    expert = record.get("expert") or {}
+    expert = {**record["expert"], "use": expert_use(record["expert"])} if record.get("expert") else {}
     figures: dict[str, Figure | None] = {
         "accuracy": accuracy_figure(rows, title) if rows else None,
         "snapshots": snapshots_figure(expert, title),

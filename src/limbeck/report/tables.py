@@ -11,6 +11,12 @@ from limbeck.report import words
 from limbeck.types.evaluation import Evaluation, Interval, paired_difference, t_interval
 
 FORMAT = 1
+_EXPERTS = {
+    "labels": "expert that labels",
+    "matched": "expert behind the random images",
+    "images": "expert behind the images",
+    "baseline": "expert behind the random images",
+}
 _NEEDED = ("source", "method", "label_rule", "counts", "bytes")
 
 
@@ -162,6 +168,11 @@ def _evaluation_row(record: Mapping[str, Any], evaluation: Evaluation, entry: Ma
     )
 
 
+def expert_use(expert: Mapping[str, Any]) -> str:
+    """What a record's experts are for (`limbeck.study.experts.expert_use`); records of earlier versions say it for those that are matched alone."""
+    return str(expert.get("use") or ("matched" if str(expert.get("chosen_by")).startswith("matched") else "labels"))
+
+
 def _expert_rows(record: Mapping[str, Any]) -> list[Row]:
     expert = record.get("expert")
     if not expert:
@@ -169,7 +180,7 @@ def _expert_rows(record: Mapping[str, Any]) -> list[Row]:
     chosen, last = expert.get("chosen_step"), expert.get("last_step")
     wanted = []
     if expert.get("test_accuracy") is not None:
-        wanted.append(("expert that labels" + ("" if chosen is None else f", step {chosen:,}"), "expert", expert["test_accuracy"]))
+        wanted.append((_EXPERTS[expert_use(expert)] + ("" if chosen is None else f", step {chosen:,}"), "expert", expert["test_accuracy"]))
     if expert.get("last_test_accuracy") is not None and last != chosen:
         wanted.append(("expert, last" + ("" if last is None else f" step {last:,}"), "full data", expert["last_test_accuracy"]))
     source = record["source"]

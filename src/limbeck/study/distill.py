@@ -33,7 +33,7 @@ from limbeck.methods.problem import Problem
 from limbeck.models import parse_model
 from limbeck.progress import SILENT, Reporter
 from limbeck.streams import Streams
-from limbeck.study.experts import Experts, expert_record, expert_test, label_default, prepare_experts, uses_labeler
+from limbeck.study.experts import Experts, expert_record, expert_test, expert_use, label_default, prepare_experts, uses_labeler
 from limbeck.study.options import DistillOptions, EvaluationOptions
 from limbeck.study.setting import Setting
 from limbeck.train.examples import Examples
@@ -50,11 +50,12 @@ FILE, RECORD = "distilled.safetensors", "result.json"
 NAMES = {
     "distilled": "this set",
     "distilled-hard": "this set, hard labels",
-    "random-soft": "random real, same soft labels",
+    "random-soft": "random real, same soft labels",  # from the expert that labeled the set
     "random-hard": "random real, hard labels",
     "random-soft-bytes": "random real, soft labels, same bytes",
     "random-hard-bytes": "random real, hard labels, same bytes",
 }
+_FOREIGN_LABELS = "random real, an expert's soft labels"  # beside a set whose own labels are learned, or of somebody else
 
 
 def distill(
@@ -110,7 +111,7 @@ def distill(
         **describe_job(dataset, setting, protocol, plan, rule, options.seed),
         "title": f"{source}, {_budget_words(counts)}, {options.method.partition(':')[0]}",
         "command": command,
-        "expert": expert_record(experts, options),
+        "expert": expert_record(experts, options, expert_use(method, dataset, experts)),
         "optimization": dataset.provenance.get("optimization"),
     }
     if options.evaluate:
@@ -163,6 +164,7 @@ def evaluate_kinds(
     for name in (model, *options.cross):
         network = setting.network(name)
         used = plan if name == model and plan is not None else student_plan(network, protocol.recipe, len(next(iter(kinds.values()))[0][0]), options)
+        labeled = next(iter(kinds.values()))[0][0].labels.expert is not None
         for role, sets in kinds.items():
             step_size = sets[0][0].step_size
             # a learned step size belongs to the set: its students train at it
@@ -171,7 +173,7 @@ def evaluate_kinds(
                 rate = "chosen"
                 recipe = _tuned(sets[0][0], network, protocol.recipe, setting, seed, used, cache, reporter)
             result = evaluate(
-                NAMES[role],
+                NAMES[role] if labeled or role != "random-soft" else _FOREIGN_LABELS,
                 sets,
                 network,
                 protocol,

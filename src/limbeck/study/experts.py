@@ -128,13 +128,23 @@ def prepare_experts(
     return Experts(labelers(choice.best), trajectories, choice.best, choice, "successive halving on validation")
 
 
-def expert_record(experts: Experts, options: DistillOptions) -> dict[str, Any] | None:
-    """The experts as plain JSON."""
+def expert_use(method: Method, dataset: DistilledDataset, experts: Experts) -> str:
+    """What the experts are for: ``labels`` (of the set), ``matched``, ``images`` (that are made or chosen with them), or ``baseline`` (random images' labels)."""
+    if dataset.labels.expert is not None:
+        return "labels"
+    if getattr(method, "expert_recipe", None) is not None:
+        return "matched"
+    return "images" if uses_labeler(method, LabelRule(kind="hard")) else "baseline"
+
+
+def expert_record(experts: Experts, options: DistillOptions, use: str) -> dict[str, Any] | None:
+    """The experts as plain JSON; `use` is what `expert_use` says."""
     if not experts.labelers and not experts.trajectories:
         return None
     first = experts.trajectories[0] if experts.trajectories else None
     labeler = experts.labelers[0] if experts.labelers else None
     return {
+        "use": use,
         "model": str(labeler.network.spec) if isinstance(labeler, Expert) else options.expert_model or options.model,
         "recipe": first.about["recipe"] if first else None,
         "count": options.experts,

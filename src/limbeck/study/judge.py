@@ -70,9 +70,8 @@ def evaluate_file(
     if options.baselines:
         soft = bench.labeler is not None and (labels != "hard" or expert_file is not None)
         if bench.labeler is None and dataset.labels.kind != "hard" and labels != "hard":
-            reporter.note(
-                "the expert that labeled this file is not in the cache, so the random-soft baseline is left out; --expert-file brings another expert"
-            )
+            why = "the expert that labeled this file is not in the cache" if dataset.labels.expert else "no expert labeled this file"
+            reporter.note(f"{why}, so random real images under soft labels are left out; --expert-file brings an expert for them")
         kinds |= bench.random(1, reporter) if soft else random_baselines(bench.problem, (), 1, reporter)
     rows = evaluate_kinds(kinds, bench.setting, bench.model, bench.protocol, options, bench.seed, cache, reporter, plan=bench.plan)
     rule = LabelRule(kind="hard") if labels == "hard" else _rule_of(dataset)

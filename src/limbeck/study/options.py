@@ -41,7 +41,7 @@ class EvaluationOptions(BaseModel):
     students: Annotated[int, Field(ge=1, description="students for every set")] = 5
     cross: Annotated[tuple[str, ...], Field(description="further architectures to evaluate on")] = ()
     tune_lr: Annotated[bool, Field(description="choose the students' learning rate on validation, the same search for every kind of set")] = False
-    baselines: Annotated[bool, Field(description="evaluate random real images with hard and with the same soft labels beside the set")] = True
+    baselines: Annotated[bool, Field(description="evaluate random real images with hard and with an expert's soft labels beside the set")] = True
     device: Annotated[str, Field(description="auto, cpu, cuda or cuda:N")] = "auto"
     threads: Annotated[int | None, Field(ge=1, description="CPU threads; default: all cores")] = None
 

@@ -112,9 +112,9 @@ def _random_sets(bench: Bench, draws: int, reporter: Reporter) -> Sets:
     if bench.dataset.labels.kind == "hard":
         return random_baselines(bench.problem, (), draws, reporter)["random-hard"]
     if bench.labeler is None:
+        why = "the expert that labeled this file is not in the cache" if bench.dataset.labels.expert else "no expert labeled this file"
         raise OptionError(
-            "a robust score compares with random real images under labels of the set's own kind, and the expert that labeled this file is not in the cache; "
-            "give a checkpoint with --expert-file"
+            f"a robust score compares with random real images under labels of the set's own kind, and {why}; give a checkpoint with --expert-file"
         )
     return bench.random(draws, reporter)["random-soft"]
 
