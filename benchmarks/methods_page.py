@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.methods.parse import parse_method
-from limbeck.report.tables import accuracy_rows
-from limbeck.report.words import duration
+from limbeck.report.tables import accuracy_rows, seconds_text
 from limbeck.study.experts import label_default
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +19,8 @@ Generated from the records in `benchmarks/results/fashion-mnist` by `python -m b
 10,000 test images, last epoch, mean over students with a 95 % interval over students (the distilled set and its expert are one draw each). Bytes are those of
 the file: images and labels. Every set stands beside random real images under the same protocol; students of a set that learned its rate (`mtt`) train at it, as the
 column of protocols says. "Distilling" is the time of the method itself by the clock;
-experts, where a method needs them, are extra. These runs used one of two shared cores each while other work went on, which took between a quarter and a half
+experts, where a method needs them, are extra ("cached": they had been
+trained before, and their time was not kept). These runs used one of two shared cores each while other work went on, which took between a quarter and a half
 of the time by the clock; numbers of steps were kept small for that reason, and are far from the published ones. Options were set beforehand, or on validation
 images (`frepo`).
 """
@@ -51,7 +51,6 @@ def _table(group: list[dict[str, Any]]) -> str:
     for record in group:
         own = next(row for row in accuracy_rows(record) if row.role == "distilled")
         optimization = record.get("optimization") or {}
-        seconds = record["seconds"]
         labels = label_default(parse_method(record["method"]))
         cells = [
             record["method"],
@@ -62,8 +61,8 @@ def _table(group: list[dict[str, Any]]) -> str:
             f"{own.bytes['images']:,}" if own.bytes else "–",
             f"{own.bytes['labels']:,}" if own.bytes else "–",
             steps_text(optimization),
-            duration(seconds.get("distilling", 0)),
-            duration(seconds.get("expert and choice", 0)),
+            seconds_text(record, "distilling"),
+            seconds_text(record, "expert and choice"),
         ]
         mean = next(entry["interval_95"]["mean"] for entry in record["evaluations"] if entry["role"] == "distilled")
         rows.append((-mean, "| " + " | ".join(cells) + " |"))

@@ -67,6 +67,17 @@ def test_a_second_call_trains_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert find_trajectory(Cache(tmp_path / "elsewhere"), made.key) is None
 
 
+def test_its_training_time_is_kept_for_later_runs(tmp_path: Path) -> None:
+    made = train(tmp_path)
+    assert made.earlier_seconds == 0
+    stored = json.loads((made.folder / "trajectory.json").read_text())
+    assert train(tmp_path).earlier_seconds == stored["seconds"] > 0
+    # experts of earlier versions do not say
+    del stored["seconds"]
+    (made.folder / "trajectory.json").write_text(json.dumps(stored))
+    assert train(tmp_path).earlier_seconds is None
+
+
 def test_what_determines_an_expert_determines_its_key(tmp_path: Path) -> None:
     short = RECIPE.with_(epochs=0)
     base = train(tmp_path, recipe=short)

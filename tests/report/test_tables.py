@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from limbeck.errors import FileFormatError
-from limbeck.report.tables import accuracy_rows, gains
+from limbeck.report.tables import accuracy_rows, gains, seconds_text
 from limbeck.types.evaluation import nested_interval, paired_difference
 
 
@@ -82,3 +82,12 @@ def test_a_learning_rate_that_is_not_the_protocols_is_named(run) -> None:
     distilled["rate"] = "learned"
     assert accuracy_rows(record)[0].protocol_text == "dc/1, learned rate 0.031"
     assert [gain.over.protocol_text for gain in gains(record)] == ["dc/1", "dc/1"]
+
+
+def test_time_that_came_from_a_cache_is_not_said_to_be_none(run) -> None:
+    record, _ = run
+    record["seconds"] = {"expert and choice": 0.0, "distilling": 0.2}
+    assert (seconds_text(record, "expert and choice"), seconds_text(record, "distilling")) == ("cached", "0.2 s")
+    assert seconds_text({**record, "expert": None}, "expert and choice") == "0.0 s"
+    assert seconds_text({**record, "cached": []}, "expert and choice") == "0.0 s"
+    assert seconds_text({**record, "cached": ["expert and choice"], "seconds": {"expert and choice": 95}}, "expert and choice") == "cached"

@@ -1,6 +1,7 @@
 """Trains experts and keeps their trajectory: snapshots at the start, at log-spaced steps of the first epoch, and after every epoch."""
 
 import json
+import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,12 +50,14 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Snapshots of one expert, read from disk one at a time."""
+    """Snapshots of one expert, read from disk one at a time. `earlier_seconds` is how long earlier runs trained it, 0 for one trained in this run alone; None
+    where that was not kept."""
 
     folder: Path
     key: str
     snapshots: tuple[Snapshot, ...]
     about: dict[str, Any] = field(default_factory=dict)
+    earlier_seconds: float | None = field(default=None, compare=False)
 
     @property
     def last(self) -> Snapshot:
@@ -125,8 +128,12 @@ def train_expert(
     examples = Examples.of_table(train, pixels)
     total, per_epoch = recipe.total_steps(len(train)), recipe.steps_per_epoch(len(train))
     kept = snapshot_steps(per_epoch, total) if steps is None else steps
-    state, records = _interrupted(folder) or (TrainingState(0, network.init(streams), {}), [])
+    state, records, earlier = _interrupted(folder) or (TrainingState(0, network.init(streams), {}), [], 0.0)
+    started = time.monotonic()
     first = share is None or share.rank == 0
+
+    def spent() -> float | None:
+        return None if earlier is None else earlier + time.monotonic() - started
 
     def keep(live: TrainingState) -> None:
         if records and records[-1].step >= live.step:
@@ -141,7 +148,7 @@ def train_expert(
         name = f"step-{live.step:07d}.safetensors"
         digest = expert.save(folder / name, {"key": key, "index": index, "seed": seed})
         records.append(Snapshot(live.step, live.step / per_epoch, *_measured(expert, validation, plan), name, digest))
-        header = {"kind": _RESUME_KIND, "key": key, "step": live.step, "snapshots": [vars(record) for record in records]}
+        header = {"kind": _RESUME_KIND, "key": key, "step": live.step, "seconds": spent(), "snapshots": [vars(record) for record in records]}
         tensors = {**{f"network.{n}": t for n, t in live.network.items()}, **{f"optimizer.{n}": t for n, t in live.optimizer.items()}}
         store.save(folder / _RESUME, header, tensors)
 
@@ -149,10 +156,10 @@ def train_expert(
         tick(state.step)
         fit(network, state, examples, recipe, streams, plan, observe_at=frozenset(kept), observe=keep, share=share, tick=tick)
     if not first:
-        return Trajectory(folder, key, tuple(records), task)
-    store.write_json(folder / _DONE, {"key": key, "task": task, "snapshots": [vars(record) for record in records]})
+        return Trajectory(folder, key, tuple(records), task, earlier)
+    store.write_json(folder / _DONE, {"key": key, "task": task, "seconds": spent(), "snapshots": [vars(record) for record in records]})
     (folder / _RESUME).unlink(missing_ok=True)
-    return Trajectory(folder, key, tuple(records), task)
+    return Trajectory(folder, key, tuple(records), task, earlier)
 
 
 def _measured(expert: Expert, validation: ImageTable, plan: ExecutionPlan) -> tuple[float | None, float | None, float | None]:
@@ -177,10 +184,12 @@ def _finished(folder: Path, key: str) -> Trajectory | None:
         snapshots = tuple(Snapshot(**entry) for entry in record["snapshots"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Trajectory(folder, key, snapshots, record["task"]) if all((folder / snapshot.file).exists() for snapshot in snapshots) else None
+    if not all((folder / snapshot.file).exists() for snapshot in snapshots):
+        return None
+    return Trajectory(folder, key, snapshots, record["task"], record.get("seconds"))
 
 
-def _interrupted(folder: Path) -> tuple[TrainingState, list[Snapshot]] | None:
+def _interrupted(folder: Path) -> tuple[TrainingState, list[Snapshot], float | None] | None:
     try:
         header, tensors = store.load(folder / _RESUME, _RESUME_KIND)
     except FileFormatError:
@@ -189,4 +198,5 @@ def _interrupted(folder: Path) -> tuple[TrainingState, list[Snapshot]] | None:
     for name, tensor in tensors.items():
         part, _, key = name.partition(".")
         parts[part][key] = tensor
-    return TrainingState(header["step"], parts["network"], parts["optimizer"]), [Snapshot(**entry) for entry in header["snapshots"]]
+    snapshots = [Snapshot(**entry) for entry in header["snapshots"]]
+    return TrainingState(header["step"], parts["network"], parts["optimizer"]), snapshots, header.get("seconds")

@@ -16,7 +16,7 @@ from limbeck.report.figures import NARROW, PALETTE, WIDE, Figure, accuracy_figur
 from limbeck.report.gallery import Gallery, contact_sheet, make_gallery
 from limbeck.report.softness import Softness, softness
 from limbeck.report.summary import protocol_note, summarize
-from limbeck.report.tables import accuracy_rows, expert_use, gains
+from limbeck.report.tables import accuracy_rows, expert_use, gains, seconds_text
 from limbeck.types.distilled import DistilledDataset
 
 _EXAMPLES, _EXAMPLE_ENTRIES = 6, 5
@@ -135,7 +135,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         for key, name in (("train", "training"), ("validation", "validation"), ("test", "test"))
         if source.get(key)
     ]
-    times = [f"{name} {words.duration(float(value))}" for name, value in (record.get("seconds") or {}).items() if value is not None]
+    times = [f"{name} {seconds_text(record, name)}" for name, value in (record.get("seconds") or {}).items() if value is not None]
     facts = [
         ("Source", f"{source.get('name', '')}: {words.listing(split)}" if split else str(source.get("name", ""))),
         ("Method", str(record["method"])),

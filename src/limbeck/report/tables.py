@@ -11,6 +11,7 @@ from limbeck.report import words
 from limbeck.types.evaluation import Evaluation, Interval, paired_difference, t_interval
 
 FORMAT = 1
+_NOTHING = 1.0  # seconds in which no expert is trained
 _EXPERTS = {
     "labels": "expert that labels",
     "matched": "expert behind the random images",
@@ -166,6 +167,14 @@ def _evaluation_row(record: Mapping[str, Any], evaluation: Evaluation, entry: Ma
         test_images=evaluation.test_images,
         rate=_rate(record, entry),
     )
+
+
+def seconds_text(record: Mapping[str, Any], part: str) -> str:
+    """How long a part of a run took: ``12 min 5 s``; ``cached`` where most of it came from a cache that does not say."""
+    seconds = float(record["seconds"].get(part) or 0.0)
+    # records of earlier versions count this run's seconds alone, which are none when all experts were in the cache
+    cached = record.get("cached", ["expert and choice"] if record.get("expert") and seconds < _NOTHING else [])
+    return "cached" if part in cached else words.duration(seconds)
 
 
 def expert_use(expert: Mapping[str, Any]) -> str:

@@ -100,7 +100,7 @@ def distill(
 
     lap = time.monotonic()
     experts = prepare_experts(method, problem, setting, options, cache, reporter, _random_real)
-    seconds["expert and choice"], lap = time.monotonic() - lap, time.monotonic()
+    seconds["expert and choice"], lap = (experts.earlier_seconds or 0.0) + time.monotonic() - lap, time.monotonic()
     earlier: list[float] = []
     sets = draw_sets(method, problem, experts, options, budget, cache, reporter, on_resume=earlier.append)
     seconds["distilling"] = sum(earlier) + time.monotonic() - lap
@@ -121,6 +121,7 @@ def distill(
         if experts.labelers:
             record["expert"] |= expert_test(experts, setting, plan)
         seconds["evaluate"] = time.monotonic() - lap
+    record["cached"] = ["expert and choice"] if experts.earlier_seconds is None else []
     record["seconds"] = {**{key: round(value, 1) for key, value in seconds.items()}, "total": round(time.monotonic() - started, 1)}
     store.write_json(out / RECORD, record)
     return dataset, record

@@ -33,6 +33,12 @@ class Experts:
     chosen_by: str = "given"
 
     @property
+    def earlier_seconds(self) -> float | None:
+        """How long earlier runs trained them; None where one is from a cache that does not say."""
+        each = [trajectory.earlier_seconds for trajectory in self.trajectories]
+        return None if None in each else sum(seconds for seconds in each if seconds is not None)
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What a set that they labeled says of them."""
         if not self.labelers and not self.trajectories:
