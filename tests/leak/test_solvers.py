@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from limbeck.data.synthetic import AS_THEY_ARE, VectorTable, gaussian, turns
+from limbeck.leak import solvers
 from limbeck.leak.recovery import centered
-from limbeck.leak.solvers import default_start, linear_adam, newton, saturated
+from limbeck.leak.solvers import ROUNDING, TOLERANCE, UNIT, default_start, linear_adam, newton
 from limbeck.leak.split import within_class
 from limbeck.models import parse_model
 from limbeck.streams import Streams
@@ -56,7 +57,8 @@ def test_newton_reaches_a_linear_teacher_from_zero(features, classes, rows):
     temperatures = torch.tensor([1.0, 5.0, 50.0], dtype=torch.float64)
     found = newton(x, (logits / temperatures[:, None, None]).log_softmax(-1))
     assert found.converged.all()
-    assert float(found.gradient.max()) <= 1e-9
+    assert found.iterations > 1
+    assert float(found.change.max()) <= TOLERANCE
     shortest = torch.linalg.pinv(x) @ centered(logits)
     for place, temperature in enumerate(temperatures):
         torch.testing.assert_close(found.weights[place] * temperature, shortest, rtol=1e-5, atol=1e-6)
@@ -88,20 +90,71 @@ def test_a_problem_does_not_depend_on_what_is_solved_beside_it():
         torch.testing.assert_close(together.weights[place], newton(x, targets[place : place + 1]).weights[0], rtol=1e-5, atol=1e-7)
 
 
-def test_what_has_not_converged_says_so():
+def test_hard_labels_that_a_hyperplane_splits_have_no_answer():
     x, labels = gaussian(20, 15, STREAMS.torch("x")).double(), turns(20, 2)
-    hard = torch.where(torch.nn.functional.one_hot(labels, 2) == 1, 0.0, -745.0).double()  # separable and hard: no minimizer
-    found = newton(x, hard[None], iterations=3)
+    hard = torch.where(torch.nn.functional.one_hot(labels, 2) == 1, 0.0, -745.0).double()
+    found = newton(x, hard[None])
     assert not found.converged.any()
-    assert float(found.gradient) > 1e-9
+    assert found.iterations < 100  # rounding stopped it
 
 
-def test_saturation_is_what_rounding_takes_for_one():
-    gaps = torch.tensor([10.0, 36.0, 37.0, 40.0], dtype=torch.float64)
-    rows = torch.stack([torch.zeros(4, dtype=torch.float64), -gaps], 1).log_softmax(-1)
-    expected = rows.exp().max(1).values == 1
-    assert saturated(rows).tolist() == expected.tolist() == [False, False, True, True]
-    assert saturated(rows, torch.float32).tolist() == [False, True, True, True]
+def test_iterations_that_run_out_are_no_answer():
+    x = gaussian(20, 5, STREAMS.torch("x")).double()
+    logits = 4 * x @ torch.randn(5, 2, generator=STREAMS.torch("w"), dtype=torch.float64)
+    assert not newton(x, logits.log_softmax(-1)[None], iterations=2).converged.any()
+    assert newton(x, logits.log_softmax(-1)[None]).converged.all()
+
+
+def _nearly_hard() -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and logits of a linear teacher of random labels, whose margins are about 8."""
+    x, labels = gaussian(48, 40, STREAMS.torch("x")).double(), turns(48, 2)
+    signs = (2.0 * labels - 1) * 8
+    teacher = torch.linalg.lstsq(x[:38], signs[:38, None].double()).solution
+    return x, torch.cat([-x @ teacher / 2, x @ teacher / 2], 1)
+
+
+def test_labels_that_are_too_hard_for_float64_have_no_answer():
+    x, logits = _nearly_hard()
+    temperatures = torch.tensor([0.1, 2.0, 20.0], dtype=torch.float64)
+    found = newton(x, (logits / temperatures[:, None, None]).log_softmax(-1))
+    assert found.converged.tolist() == [False, True, True]
+    assert float(found.rounding[0]) > ROUNDING
+    # a gradient below 1e-9 of the first one is reached there as well, far from the teacher
+    y = (logits / 0.1).softmax(-1)
+    gradient = x.T @ ((x @ found.weights[0]).softmax(-1) - y)
+    assert float(gradient.norm() / (x.T @ (0.5 - y)).norm()) < 1e-9
+    assert float((found.weights[0] * 0.1 - centered(torch.linalg.lstsq(x, logits).solution)).norm()) > 0.1
+
+
+def test_the_predicted_effect_of_rounding_is_that_of_labels_that_are_off_by_it(monkeypatch):
+    x, logits = _nearly_hard()
+    log_targets = (logits / 1.5).log_softmax(-1)
+    bound = newton(x, log_targets[None]).rounding
+    monkeypatch.setattr(solvers, "PATIENCE", 1)
+    exact = newton(x, log_targets[None])
+    signs = torch.randint(0, 2, (12, *logits.shape), generator=STREAMS.torch("signs")) * 2.0 - 1
+    size = 1e-5 / float(exact.rounding)  # large beside what Newton's method leaves, small beside the weights
+    moved = newton(x, log_targets + size * UNIT * signs.double())
+    assert exact.converged.all()
+    assert moved.converged.all()
+    measured = (moved.weights - exact.weights).flatten(1).norm(dim=1).square().mean().sqrt() / exact.weights.norm() / size
+    assert 0.3 < float(measured / exact.rounding) < 3
+    assert measured < bound
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_factored_systems_and_conjugate_gradients_agree(monkeypatch, classes):
+    x = gaussian(30, 8, STREAMS.torch("x")).double()
+    logits = 2 * x @ torch.randn(8, classes, generator=STREAMS.torch("w"), dtype=torch.float64)
+    targets = torch.stack([logits, logits.roll(1, 0)]).log_softmax(-1)
+    iterative = newton(x, targets)
+    monkeypatch.setattr(solvers, "PATIENCE", 1)
+    factored = newton(x, targets)
+    assert iterative.converged.all()
+    assert factored.converged.all()
+    torch.testing.assert_close(factored.weights, iterative.weights, rtol=1e-6, atol=1e-8)
+    # one is a bound, the other a mean over signs
+    assert (factored.rounding <= iterative.rounding).all()
 
 
 def test_uniform_labels_need_no_step():

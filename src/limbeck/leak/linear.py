@@ -8,17 +8,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from limbeck.leak.recovery import NestedLeastSquares, centered
-from limbeck.leak.solvers import default_start, linear_adam, newton, saturated
+from limbeck.leak.solvers import default_start, linear_adam, newton
 from limbeck.leak.split import within_class
 from limbeck.progress import Tick
 from limbeck.streams import Streams
 
-#: ``authors``: full-batch Adam in float32, the published rate and steps. ``converged``: Newton's method in float64 on log-probabilities, to a stated gradient, or
-#: marked as not identifiable. ``exact``: least squares on log-probabilities in float64, which is what can be known of a linear teacher.
+#: ``authors``: full-batch Adam in float32, the published rate and steps. ``converged``: Newton's method in float64 on the cross-entropy, from zero weights, with an
+#: answer only where it converged and rounding of the labels leaves one. ``exact``: least squares on log-probabilities: what can be known of a linear teacher.
 Protocol = Literal["authors", "converged", "exact"]
 LABELS = ("own", "shuffled")
 MEASURES = ("seen", "held_out", "fresh", "weights")
-TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,13 @@ class Taught:
 @dataclass(frozen=True)
 class Students:
     """Measures of students [labels own or shuffled, temperatures], each NaN where the protocol has no answer: accuracy on seen and held-out examples against the
-    teacher's training labels, agreement with the teacher on fresh inputs, and the relative distance of ``T W`` from the teacher's weights (centered)."""
+    teacher's training labels, agreement with the teacher on fresh inputs, and the relative distance of ``T W`` from the teacher's weights (centered). `change` and
+    `rounding` are the largest of `limbeck.leak.solvers.Newton` among the students that converged."""
 
     measures: dict[str, Float[Tensor, "2 T"]]
     solved: Bool[Tensor, "2 T"]
-    gradient: float
+    change: float = 0.0
+    rounding: float = 0.0
 
 
 def teach(
@@ -54,7 +55,8 @@ def teach(
 ) -> Students:
     """Trains or solves the students of one teacher at all temperatures, with own labels and with labels shuffled within classes.
 
-    The shuffle and the students' initializations come from `streams`, and are the same for every protocol. Ticks once for every step (Adam) or iteration (Newton)
+    The shuffle and the students' initializations come from `streams`, and are the same for every protocol; a converged student sees nothing but its own labels, and
+    starts at zero. Ticks once for every step (Adam) or iteration (Newton)
     of all.
     """
     x = taught.inputs[: taught.rows]
@@ -64,35 +66,26 @@ def teach(
     scaled = logits[:, None] / temperatures.to(x)[:, None, None]  # [2, T, k, K]
     count, classes = len(temperatures), logits.shape[2]
     flat = scaled.flatten(0, 1)
-    solved, gradient = torch.ones(2 * count, dtype=torch.bool), 0.0
+    solved, change, rounding = torch.ones(2 * count, dtype=torch.bool), 0.0, 0.0
     if protocol == "authors":
         start = default_start(2 * count, x.shape[1], classes, streams.torch("students")).to(x.device)
         targets = flat.softmax(-1).float().permute(1, 0, 2).contiguous()
         rows = torch.full((2 * count,), taught.rows)
         weights = linear_adam(x.float(), targets, rows, start, lr=lr, steps=steps, tick=tick).double()
+    elif protocol == "converged":
+        found = newton(x, flat.log_softmax(-1), tick=tick)
+        weights, solved = found.weights, found.converged.cpu()
+        if bool(solved.any()):
+            change, rounding = (float(values[found.converged].max()) for values in (found.change, found.rounding))
     else:
         # what a softmax hides is a constant for each row, so scaling the centered logits is scaling the log-probabilities
         shortest = NestedLeastSquares(x).solve(taught.rows, centered(logits).permute(1, 0, 2).flatten(1))
         shortest = shortest.view(x.shape[1], 2, classes).permute(1, 0, 2)
         weights = (shortest[:, None] / temperatures.to(x)[:, None, None]).flatten(0, 1)
-        if protocol == "converged":
-            log_targets = flat.log_softmax(-1)
-            solved = identifiable(log_targets, x.shape[1])
-            if bool(solved.any()):
-                places = torch.nonzero(solved)[:, 0]
-                found = newton(x, log_targets[places], start=weights[places], tolerance=TOLERANCE, tick=tick)
-                weights[places] = found.weights
-                solved[places] = found.converged.cpu()
-                gradient = float(found.gradient[found.converged].max()) if bool(found.converged.any()) else 0.0
     measures = _measure(taught, weights, temperatures)
     for name, values in measures.items():
         measures[name] = values.masked_fill(~solved, float("nan")).view(2, count)
-    return Students(measures, solved.view(2, count), gradient)
-
-
-def identifiable(log_targets: Float[Tensor, "M N K"], features: int) -> Bool[Tensor, " M"]:
-    """Whether the labels that float64 can tell from hard ones are as many as there are weights to determine: min(N, D) of them."""
-    return ((~saturated(log_targets)).sum(1) >= min(log_targets.shape[1], features)).cpu()
+    return Students(measures, solved.view(2, count), change, rounding)
 
 
 def _measure(taught: Taught, weights: Tensor, temperatures: Tensor) -> dict[str, Tensor]:

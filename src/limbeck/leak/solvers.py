@@ -14,10 +14,17 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from limbeck.progress import Tick
+from limbeck.streams import Streams
 from limbeck.train.updates import adam_step
 
 #: Adam problems that share a matrix product: beyond this many columns nothing is gained, and short problems would wait for long ones.
 COLUMNS = 64
+#: What `newton` calls converged: the relative size of the last step, its decrement in nats over all examples, and the relative change by rounding of labels.
+TOLERANCE, DECREMENT, ROUNDING = 1e-4, 1e-6, 1e-2
+#: Conjugate gradients: iterations before a problem counts as stiff, rows of the Hessians that are then factored, and the residual of a system solved to the end.
+PATIENCE, DENSE, RESIDUAL = 100, 2000, 1e-10
+#: Half a unit in the last place of a float64 beside one, and random signs of rounding errors to average over.
+UNIT, PROBES = torch.finfo(torch.float64).eps / 2, 8
 
 
 def linear_adam(
@@ -103,33 +110,35 @@ def default_start(models: int, features: int, classes: int, generator: torch.Gen
 class Newton:
     """Solutions of M softmax regressions, each with its verdict.
 
-    `gradient` [M] is the largest entry of the gradient of the mean cross-entropy, relative to that at zero weights; `converged` [M] says whether it reached the
-    tolerance. Weights of a problem that did not converge are the last ones, and mean nothing.
+    `change` [M] is the last Newton step relative to the weights, which predicts their error before that step was taken; `decrement` [M] is what the step promised
+    to take off the summed cross-entropy, twice, in nats; `rounding` [M] is the predicted relative change of the weights when each label is rounded to float64 (or a
+    bound on it). `converged` [M]: all three are small, see `newton`. Weights of other problems are the last ones, and mean nothing.
     """
 
     weights: Float[Tensor, "M D K"]
-    gradient: Float[Tensor, " M"]
+    change: Float[Tensor, " M"]
+    decrement: Float[Tensor, " M"]
+    rounding: Float[Tensor, " M"]
     converged: Bool[Tensor, " M"]
     iterations: int
 
 
-def newton(
-    inputs: Float[Tensor, "N D"],
-    log_targets: Float[Tensor, "M N K"],
-    *,
-    start: Float[Tensor, "M D K"] | None = None,
-    tolerance: float = 1e-9,
-    iterations: int = 60,
-    tick: Tick = lambda units: None,
-) -> Newton:
-    """Minimizers of the mean cross-entropy ``-sum_k y_k log softmax(x W)_k`` against soft labels given as log-probabilities, without bias or penalty, float64.
+def newton(inputs: Float[Tensor, "N D"], log_targets: Float[Tensor, "M N K"], *, iterations: int = 200, tick: Tick = lambda units: None) -> Newton:
+    """Minimizers of the cross-entropy ``-sum_k y_k log softmax(x W)_k`` against soft labels given as log-probabilities, from zero weights, without bias or penalty.
 
-    Newton's method with halved steps. Its linear systems ``X' H X`` (H the Fisher information of each row) are solved by conjugate gradients, preconditioned by
-    ``(X'X / N)^-1``: one Cholesky factor serves all problems and all steps, and every product with X is one for all problems that are still at work. Weights are
-    kept in K - 1 coordinates orthogonal to the constant. With fewer rows than features, everything happens in the span of the rows, which gives the shortest of the
-    minimizers. The start is zero, or `start` (centered). Labels of one or zero have no minimizer: `saturated` tells them beforehand.
+    Newton's method in float64: ``H step = -g`` with H the Fisher information, which is the Hessian here, and halved steps until the slopes at the step and at half
+    of it show that the (convex) loss fell. Weights are kept in K - 1 coordinates orthogonal to the constant. With fewer rows than features, everything happens in
+    the span of the rows, which gives the shortest of the minimizers.
 
-    A problem is converged when the largest entry of its gradient is below `tolerance` times that at zero weights (or absolutely below 1e-15: uniform labels).
+    Systems are solved by conjugate gradients for all problems together, preconditioned by ``(X'X / N)^-1``: near zero logits that is the inverse of H itself. A
+    problem that needs more than `PATIENCE` of their iterations, as those do whose labels are nearly hard, is solved from then on by its own Cholesky factor where
+    H has at most `DENSE` rows; larger ones may take ten times the iterations.
+
+    A problem is converged when a step solved to the end is below `TOLERANCE` of the weights, its decrement below `DECREMENT`, and the labels, as float64 holds
+    them, determine the weights to `ROUNDING`: ``|H^-1 X' e| < ROUNDING |W|`` for errors e of half a unit in the last place of each probability. A small gradient
+    would show none of this: where labels are nearly hard H is as small as they are soft, and two starts may both reach 1e-9 of the first gradient and share
+    nothing. Where H is factored, the change is computed for random signs of e; elsewhere it is bounded with the smallest Ritz value of the last system, which also
+    bounds what conjugate gradients left over. A problem stops where rounding determines all: hard labels that a hyperplane splits have no minimizer.
     """
     x, y = inputs.double(), log_targets.double().exp()
     models, count, classes = y.shape
@@ -138,13 +147,11 @@ def newton(
     if count < x.shape[1]:
         span, small = torch.linalg.qr(x.T)
         x = small.T
-    factor = torch.linalg.cholesky(x.T @ x / count)
-    features = x.shape[1]
-    columns = classes - 1
-    w = torch.zeros(models, features, columns, dtype=torch.float64, device=x.device)
-    if start is not None:
-        given = start.double() @ basis
-        w = given if span is None else span.T @ given
+    gram = x.T @ x / count
+    factor, least = torch.linalg.cholesky(gram), torch.linalg.eigvalsh(gram)[0]
+    features, columns = x.shape[1], classes - 1
+    factored = features * columns <= DENSE
+    signs = torch.randint(0, 2, (PROBES, count, classes), generator=Streams(0).torch("rounding")).to(x) * 2 - 1
 
     def times(matrix: Tensor, stacked: Tensor) -> Tensor:
         """``matrix @ stacked[m]`` for every m, as one product."""
@@ -155,33 +162,66 @@ def newton(
         p = (logits @ basis.T).softmax(-1)
         return times(x.T, (p - rows) @ basis / count), p
 
-    zero = torch.zeros(models, count, columns, dtype=torch.float64, device=x.device)
-    size = gradients(zero, y)[0].abs().amax((1, 2))
-    bound = (tolerance * size).clamp_min(1e-15)
-    logits = times(x, w)
+    w = torch.zeros(models, features, columns, dtype=torch.float64, device=x.device)
+    logits = torch.zeros(models, count, columns, dtype=torch.float64, device=x.device)
     gradient, p = gradients(logits, y)
-    error = gradient.abs().amax((1, 2))
+    first = gradient.flatten(1).norm(dim=1)
+    change, decrement, rounding = (torch.full_like(first, math.inf) for _ in range(3))
+    converged = gradient.abs().amax((1, 2)) <= 1e-15  # uniform labels
+    change[converged], decrement[converged], rounding[converged] = 0, 0, 0
+    stopped, stiff = converged.clone(), torch.zeros_like(converged)
     taken = 0
-    while taken < iterations and len(active := torch.nonzero(~(error <= bound))[:, 0]):
+    while taken < iterations and len(active := torch.nonzero(~stopped)[:, 0]):
         taken += 1
         tick(1)
-        relative = (error[active] / size[active]).clamp(1e-12, 1)
-        direction = _conjugate_gradients(
-            lambda v, probability=p[active]: times(x.T, _fisher(times(x, v), probability, basis) / count),  # type: ignore[misc]
-            lambda r: torch.cholesky_solve(r.permute(1, 0, 2).reshape(features, -1), factor).view(features, len(r), -1).permute(1, 0, 2),
-            -gradient[active],
-            torch.minimum(relative.sqrt(), torch.tensor(0.1, dtype=torch.float64)),
-        )
-        change = times(x, direction)
-        length = _step_length(logits[active], change, y[active], basis, (gradient[active] * direction).sum((1, 2)))
-        w[active] += length[:, None, None] * direction
-        logits[active] += length[:, None, None] * change
-        gradient[active], p[active] = gradients(logits[active], y[active])
-        error[active] = gradient[active].abs().amax((1, 2))
-        if bool((length == 0).all()):  # rounding has the last word
+        step, left, noise = torch.zeros_like(w), torch.zeros_like(first), torch.full_like(first, math.inf)
+        final = stiff.clone()
+        mild = active[~stiff[active]]
+        if len(mild):
+            final[mild] = change[mild] <= TOLERANCE**0.5
+            forcing = (gradient[mild].flatten(1).norm(dim=1) / first[mild]).sqrt().clamp(max=0.1)
+            solved = _conjugate_gradients(
+                lambda v, place, chosen=p[mild]: times(x.T, _fisher(times(x, v), chosen[place], basis) / count),  # type: ignore[misc]
+                lambda r: torch.cholesky_solve(r.permute(1, 0, 2).reshape(features, -1), factor).view(features, len(r), -1).permute(1, 0, 2),
+                -gradient[mild],
+                torch.where(final[mild], RESIDUAL, forcing),
+                PATIENCE if factored else 10 * PATIENCE,
+            )
+            step[mild], stiff[mild] = solved.solution, ~solved.reached
+            # in the norm of the preconditioner an error is at most its residual over the smallest eigenvalue
+            scale = 1 / (solved.smallest * least.sqrt())
+            left[mild] = solved.residual * scale
+            noise[mild] = y[mild].flatten(1).norm(dim=1) * UNIT / count**0.5 * scale
+        if not factored:
+            stopped |= stiff
+        else:
+            for place in active[stiff[active]].tolist():
+                both = torch.cat([-gradient[place][None], times(x.T, UNIT * (signs * y[place]) @ basis / count)])
+                answers = _factored(x, p[place], basis, both)
+                if answers is None:
+                    stopped[place] = True
+                    continue
+                step[place], left[place], final[place] = answers[0], 0, True
+                noise[place] = answers[1:].square().sum((1, 2)).mean().sqrt()
+        active = active[~stopped[active]]
+        if len(active) == 0:
             break
+        size = (w[active] + step[active]).flatten(1).norm(dim=1)
+        change[active] = (step[active].flatten(1).norm(dim=1) + left[active]) / size
+        rounding[active] = noise[active] / size
+        decrement[active] = -count * (gradient[active] * step[active]).sum((1, 2))
+        moved = times(x, step[active])
+        length = _step_length(logits[active], moved, y[active], basis)
+        w[active] += length[:, None, None] * step[active]
+        logits[active] += length[:, None, None] * moved
+        gradient[active], p[active] = gradients(logits[active], y[active])
+        arrived = final & (change <= TOLERANCE) & (decrement <= DECREMENT) & ~stopped
+        converged |= arrived & (rounding <= ROUNDING)
+        # a bound that is too wide is no verdict where the change itself can be computed
+        stopped |= converged | (arrived & (stiff | (not factored))) | (stiff & (rounding > 10 * ROUNDING))
+        stiff |= arrived & ~stopped
     full = w if span is None else span @ w
-    return Newton(full @ basis.T, error / size.clamp_min(1e-300), error <= bound, taken)
+    return Newton(full @ basis.T, change, decrement, rounding, converged, taken)
 
 
 def _fisher(u: Tensor, p: Tensor, basis: Tensor) -> Tensor:
@@ -190,45 +230,98 @@ def _fisher(u: Tensor, p: Tensor, basis: Tensor) -> Tensor:
     return (full - p * full.sum(-1, keepdim=True)) @ basis
 
 
+def _factored(x: Float[Tensor, "N D"], p: Float[Tensor, "N K"], basis: Float[Tensor, "K C"], right: Float[Tensor, "R D C"]) -> Tensor | None:
+    """Solutions of ``H v = b`` for every b of `right` by one Cholesky factor; None where rounding leaves nothing positive of H."""
+    features, columns = x.shape[1], basis.shape[1]
+    # seen from the likeliest class, so that what is small keeps its digits
+    seen = basis - basis[p.argmax(1)][:, None, :]
+    mean = torch.einsum("nk,nkc->nc", p, seen)
+    information = (torch.einsum("nk,nkc,nke->nce", p, seen, seen) - mean[:, :, None] * mean[:, None, :]) / len(x)
+    hessian = x.new_zeros(columns, features, columns, features)
+    blocks = torch.arange(features).tensor_split(4 if features >= 4 * COLUMNS else 1)  # only the lower triangle is read
+    for a in range(columns):
+        for b in range(a + 1):
+            weighted = x * information[:, a, b, None]
+            for block in blocks:
+                end = int(block[-1]) + 1 if a == b else features
+                hessian[a, block[0] : block[-1] + 1, b, :end] = weighted[:, block[0] : block[-1] + 1].T @ x[:, :end]
+    factor, wrong = torch.linalg.cholesky_ex(hessian.view(columns * features, -1))
+    if bool(wrong):
+        return None
+    flat = right.permute(2, 1, 0).reshape(columns * features, -1)
+    return torch.cholesky_solve(flat, factor).view(columns, features, -1).permute(2, 1, 0)
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """Solutions [M, D, C], the norm of each residual under the inverse preconditioner, the smallest Ritz value met, and whether the tolerance was reached."""
+
+    solution: Tensor
+    residual: Tensor
+    smallest: Tensor
+    reached: Tensor
+
+
 def _conjugate_gradients(
-    apply: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor], b: Tensor, tolerance: Tensor, most: int = 100
-) -> Tensor:
-    """Preconditioned conjugate gradients on M systems [M, D, C] at once, until every residual is below its tolerance times that of zero."""
-    x, r = torch.zeros_like(b), b
+    apply: Callable[[Tensor, Tensor], Tensor], precondition: Callable[[Tensor], Tensor], b: Tensor, tolerance: Tensor, most: int
+) -> _Solved:
+    """Preconditioned conjugate gradients on M systems [M, D, C] at once, each until its residual is below its tolerance times that of zero.
+
+    ``apply(v, places)`` multiplies v by the systems of those places: the ones still at work.
+    """
+    x, r = torch.zeros_like(b), b.clone()
     z = precondition(r)
-    d = z
+    d = z.clone()
     rz = (r * z).sum((1, 2))
     goal = tolerance.square() * rz
+    lengths, ratios = [], []
+    place = torch.arange(len(b), device=b.device)
     for _ in range(most):
-        ad = apply(d)
-        curvature = (d * ad).sum((1, 2))
-        moving = (rz > goal) & (curvature > 0)
-        alpha = torch.where(moving, rz / torch.where(moving, curvature, 1.0), 0.0)[:, None, None]
-        x, r = x + alpha * d, r - alpha * ad
-        z = precondition(r)
-        new = (r * z).sum((1, 2))
-        if not bool((moving & (new > goal)).any()):
+        ad = apply(d[place], place)
+        alpha = rz[place] / (d[place] * ad).sum((1, 2))
+        x[place] += alpha[:, None, None] * d[place]
+        r[place] -= alpha[:, None, None] * ad
+        z = precondition(r[place])
+        new = (r[place] * z).sum((1, 2))
+        beta = new / rz[place]
+        lengths.append(torch.full_like(rz, math.nan).index_copy(0, place, alpha))
+        ratios.append(torch.full_like(rz, math.nan).index_copy(0, place, beta))
+        d[place] = z + beta[:, None, None] * d[place]
+        rz[place] = new
+        place = place[new > goal[place]]
+        if len(place) == 0:
             break
-        d = z + torch.where(moving, new / torch.where(moving, rz, 1.0), 0.0)[:, None, None] * d
-        rz = torch.where(moving, new, rz)
-    # the first direction is one of descent whatever the curvature said
-    return torch.where((x == 0).all(2, keepdim=True).all(1, keepdim=True), precondition(b), x)
+    smallest = torch.stack([_least_ritz(a[~a.isnan()], c[~a.isnan()]) for a, c in zip(torch.stack(lengths, 1), torch.stack(ratios, 1), strict=True)])
+    return _Solved(x, rz.clamp_min(0).sqrt(), smallest, rz <= goal)
 
 
-def _step_length(logits: Tensor, change: Tensor, y: Tensor, basis: Tensor, slope: Tensor) -> Tensor:
-    """The largest of 1, 1/2, 1/4, ... that lowers each loss by a ten-thousandth of what its slope promises (up to rounding); 0 where none of 30 does."""
+def _least_ritz(lengths: Tensor, ratios: Tensor) -> Tensor:
+    """The smallest eigenvalue of the tridiagonal matrix that the step lengths and ratios of conjugate gradients make: an estimate of the system's."""
+    diagonal = 1 / lengths
+    diagonal[1:] += ratios[:-1] / lengths[:-1]
+    beside = ratios[:-1].clamp_min(0).sqrt() / lengths[:-1]
+    return torch.linalg.eigvalsh(torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1))[0]
 
-    def loss(step: Tensor) -> Tensor:
-        moved = (logits + step[:, None, None] * change) @ basis.T
-        return -(y * moved.log_softmax(-1)).sum(-1).mean(-1)
 
-    before = loss(torch.zeros_like(slope))
-    length = torch.ones_like(slope)
+def _step_length(logits: Tensor, change: Tensor, y: Tensor, basis: Tensor) -> Tensor:
+    """The largest of 1, 1/2, 1/4, ... at which, for each problem, the slope of the loss and that at half the length sum to nothing or less; 0 where none of 30 does.
+
+    The slope of a convex loss grows, so its integral, the change of the loss, is at most half the length times that sum. Losses themselves would not do: their
+    differences drown in rounding long before the weights are right.
+    """
+
+    def slope(step: Tensor) -> Tensor:
+        p = ((logits + step[:, None, None] * change) @ basis.T).softmax(-1)
+        return (((p - y) @ basis) * change).sum((1, 2))
+
+    length = logits.new_ones(len(logits))
+    here, half = slope(length), slope(length / 2)
     for _ in range(30):
-        fails = ~(loss(length) <= before + 1e-4 * length * slope + 4e-16 * before.abs())
+        fails = here + half > 0
         if not bool(fails.any()):
             return length
         length = torch.where(fails, length / 2, length)
+        here, half = torch.where(fails, half, here), torch.where(fails, slope(length / 2), half)
     return torch.where(fails, 0.0, length)
 
 
@@ -236,12 +329,6 @@ def _contrast(classes: int, device: torch.device) -> Float[Tensor, "K C"]:
     """An orthonormal basis [K, K - 1] of what sums to zero over classes."""
     matrix = torch.eye(classes, dtype=torch.float64, device=device) - 1 / classes
     return torch.linalg.svd(matrix)[0][:, : classes - 1].contiguous()
-
-
-def saturated(log_probabilities: Float[Tensor, "*N K"], dtype: torch.dtype = torch.float64) -> Bool[Tensor, "*N"]:
-    """Rows that this precision cannot tell from a hard label: all entries but the largest sum to less than half a unit of rounding beside one."""
-    rest = log_probabilities.double().sort(-1, descending=True).values[..., 1:].logsumexp(-1)
-    return rest < math.log(torch.finfo(dtype).eps / 2)
 
 
 def newton_operations(features: int, classes: int, rows: int) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.data.synthetic import gaussian, turns
 from limbeck.leak.experiment import Bench, Chart, Experiment, LeakOptions, Work, over_repeats
-from limbeck.leak.linear import LABELS, MEASURES, Protocol, Taught, identifiable, teach
+from limbeck.leak.linear import LABELS, MEASURES, Protocol, Taught, teach
 from limbeck.leak.solvers import adam_operations, default_start, linear_adam, newton_operations
 from limbeck.leak.split import share
 from limbeck.types.measurement import Measurement, Quantity
@@ -47,7 +47,7 @@ def temperature(options: TemperatureOptions, bench: Bench) -> Measurement:
     alphas = [options.classes * count / options.features for count in per_class]
     cells = {name: np.full((options.repeats, len(options.protocols), 2, len(per_class), len(taus)), np.nan) for name in (*MEASURES, "solved")}
     teacher = np.zeros((options.repeats, len(per_class)))
-    known, gradient = np.zeros((options.repeats, len(per_class), len(taus))), 0.0
+    change = rounding = 0.0
     fixed = options.model_dump(exclude={"repeats", "protocols"})
     total = options.repeats * len(per_class) * (1 + len(options.protocols))
     with bench.reporter.task("temperature: teachers and students", total) as tick:
@@ -59,8 +59,6 @@ def temperature(options: TemperatureOptions, bench: Bench) -> Measurement:
             for place, count in enumerate(per_class):
                 taught = _taught(options, count, weights[place], max(per_class), own)
                 teacher[repeat, place] = float(((taught.inputs @ taught.weights).argmax(1) == taught.labels).double().mean())
-                logits = taught.inputs[: taught.rows] @ taught.weights
-                known[repeat, place] = identifiable((logits / taus.to(logits)[:, None, None]).log_softmax(-1), options.features).double().numpy()
                 for number, protocol in enumerate(options.protocols):
                     part = bench.remembered(
                         {**task, "load": place, "protocol": protocol},
@@ -70,12 +68,11 @@ def temperature(options: TemperatureOptions, bench: Bench) -> Measurement:
                     )
                     for name in cells:
                         cells[name][repeat, number, :, place] = part[name].numpy()
-                    gradient = max(gradient, float(part["gradient"]))
+                    change, rounding = max(change, float(part["change"])), max(rounding, float(part["rounding"]))
                     tick(1)
     axes = ("protocol", "labels", "load", "tau")
     quantities = {name: over_repeats(cells[name], axes, "relative" if name == "weights" else "fraction") for name in cells}
     quantities["teacher"] = over_repeats(teacher, ("load",))
-    quantities["identifiable"] = Quantity(known.mean(0), ("load", "tau"), "fraction of repeats")
     quantities |= _readouts(options, quantities, alphas)
     low, high = float(taus[0]), float(taus[-1])
     curves = {"rho n = d": [[low, 1 / options.rho], [high, 1 / options.rho]]}
@@ -91,10 +88,14 @@ def temperature(options: TemperatureOptions, bench: Bench) -> Measurement:
             "per_class": per_class,
             "axis_titles": {"load": "load n / d", "tau": "temperature (divides the teacher's logits)"},
         },
-        residuals={"largest relative gradient of a converged student": gradient},
+        residuals={
+            "largest last step of a converged student, relative to its weights": change,
+            "largest predicted change of a converged student's weights by rounding of its labels": rounding,
+        },
+        converged=missing == 0,
         notes=(
-            f"{missing} of {cells['held_out'].size} cells have no answer: their labels saturate in float64, so that fewer than min(rho n, d) of them can be told "
-            "from hard ones, or Newton's method did not reach its tolerance",
+            f"{missing} of {cells['held_out'].size} cells have no answer, all of the protocol converged: float64 labels do not determine the student's weights "
+            "there, or Newton's method did not get to them",
             "loads of a repeat share their inputs, and temperatures share their teacher and shuffle; intervals cover repeats",
         ),
     )
@@ -122,18 +123,25 @@ def _taught(options: TemperatureOptions, count: int, weights: Tensor, most: int,
 
 def _students(options: TemperatureOptions, taught: Taught, taus: Tensor, protocol: Protocol, bench: Bench) -> dict[str, Tensor]:
     students = teach(taught, taus, protocol, bench.streams, lr=options.student_lr, steps=options.steps)
-    return {**students.measures, "solved": students.solved.double(), "gradient": torch.tensor(students.gradient)}
+    return {
+        **students.measures,
+        "solved": students.solved.double(),
+        "change": torch.tensor(students.change),
+        "rounding": torch.tensor(students.rounding),
+    }
 
 
 def _readouts(options: TemperatureOptions, quantities: dict[str, Quantity], alphas: list[float]) -> dict[str, Quantity]:
-    """Mean gap between protocols over the cells that more than determine the teacher (rho n > d), where information is not the limit."""
+    """Mean gaps between protocols over the cells that more than determine the teacher (rho n > d), where information is not the limit, and that both answer; and
+    how many of those cells the converged students answer."""
     inside = np.flatnonzero(np.array(alphas) * options.rho > 1)
-    values = quantities["held_out"].values
-    places = {protocol: number for number, protocol in enumerate(options.protocols)}
+    values: dict[str, np.ndarray] = {protocol: quantities["held_out"].values[number, 0][inside] for number, protocol in enumerate(options.protocols)}
     found = {}
-    if {"authors", "converged"} <= set(places) and len(inside):
-        gap = values[places["converged"], 0][inside] - values[places["authors"], 0][inside]
-        found["optimizer_gap"] = Quantity(_mean_of_known(gap), ("tau",), "accuracy")
+    if "converged" in values and len(inside):
+        found["answered"] = Quantity((~np.isnan(values["converged"])).mean(0), ("tau",), "fraction of loads")
+        for name, more, less in (("optimizer_gap", "converged", "authors"), ("precision_gap", "exact", "converged")):
+            if {more, less} <= set(values):
+                found[name] = Quantity(_mean_of_known(values[more] - values[less]), ("tau",), "accuracy")
     return found
 
 
@@ -183,7 +191,7 @@ TEMPERATURE = Experiment(
             "Held-out accuracy of the student, by load and temperature",
             "held_out",
             "own",
-            "Blank cells have no answer: in float64 their labels are hard, or the solver did not converge.",
+            "A line across a cell: no answer, as float64 labels do not determine that student, or the solver did not get to it. The palest shade is chance or less.",
         ),
         _heat(
             "held-out-shuffled",
@@ -200,8 +208,17 @@ TEMPERATURE = Experiment(
             "lines",
             "tau",
             log_x=True,
-            reading="Mean over the loads at which the labels determine the teacher. What is above zero is optimization, not information.",
+            reading="Mean over the loads at which the labels determine the teacher and that have an answer. What is above zero is optimization, not information.",
+        ),
+        Chart(
+            "answered",
+            "Loads beyond the threshold at which the converged student has an answer",
+            "answered",
+            "lines",
+            "tau",
+            log_x=True,
+            reading="Below one, float64 labels are too hard to determine the student at some loads; the gap is a mean over the others.",
         ),
     ),
-    headline=(),
+    version=2,
 )
