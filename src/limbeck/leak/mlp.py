@@ -271,7 +271,7 @@ MLP_LEAK = Experiment(
             reading="Dark: the student names labels that only its teacher ever saw.",
         ),
         Chart("seen", "Accuracy of the student on what it saw", "seen", "heat", "load", "rho", reading="Light: the student cannot even memorize."),
-        Chart("phase", "Phases", "phase", "regions", "load", "rho", reading="The number of each phase is explained in the notes."),
+        Chart("phase", "Phases", "phase", "regions", "load", "rho", reading="Phases are told apart at 99 %, on means over repeats."),
         Chart("held-out-shuffled", "Held-out accuracy, labels shuffled within classes (control)", "held_out_shuffled", "heat", "load", "rho"),
         Chart("teacher", "Training accuracy of the teacher", "teacher", "lines", "load"),
     ),

@@ -15,7 +15,9 @@ from limbeck.report.figures import PALETTE, WIDE, Figure
 from limbeck.report.page import environment
 from limbeck.types.measurement import Measurement, Quantity
 
-_BLUE, _INK, _LINE, _PAPER, _VERMILION = (PALETTE[name][0] for name in ("blue", "ink", "line", "paper", "vermilion"))
+_BLUE, _INK, _LINE, _MUTED, _PAPER, _VERMILION = (PALETTE[name][0] for name in ("blue", "ink", "line", "muted", "paper", "vermilion"))
+_FAINTEST = 0.12  # the shade of the least value: on white, what is known must not look like nothing
+_UNKNOWN = "no answer"
 _DASHES = ([1, 0], [6, 4], [2, 3], [8, 3, 2, 3])
 _LINES = (_BLUE, _VERMILION, _INK, "#5a8f29", "#8a5fb0", "#b08d1f", "#3f9c9c", "#a05a78")
 _REGIONS = ("#7fb6dc", "#f0b48c", "#a9d18e", "#cbb2e0", "#f2d675", "#9fd6d2", "#e3a3b8", "#c4c4c4", "#b5a48f", "#8f9fd1")
@@ -95,12 +97,14 @@ def _taken(measurement: Measurement, quantity: Quantity, values: np.ndarray, whe
 
 
 def _edges(coordinates: Sequence[float], log: bool) -> list[float]:
-    """Borders of cells around the coordinates: middles between neighbors, and as far beyond the first and last."""
+    """Borders of cells around the coordinates: middles between neighbors, and as far beyond the first and last, but not below zero where no coordinate is."""
     values = np.log10(coordinates) if log else np.array(coordinates, dtype=float)
     if len(values) == 1:
         return [float(v) for v in (10 ** (values[0] - 0.1), 10 ** (values[0] + 0.1))] if log else [float(values[0] - 0.5), float(values[0] + 0.5)]
     middle = (values[1:] + values[:-1]) / 2
     borders = np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
+    if not log and values[0] >= 0:
+        borders[0] = max(borders[0], 0)
     return [float(v) for v in (10**borders if log else borders)]
 
 
@@ -135,7 +139,7 @@ def _heat(chart: Chart, measurement: Measurement, quantity: Quantity, where: Map
     alt = f"Heat map of {title}: {_axis_title(measurement, chart.x)} across, {_axis_title(measurement, chart.y)} up; from "
     alt += f"{known.min():.2f} to {known.max():.2f}." if known.size else "no known value."
     if blank:
-        alt += f" {len(blank)} cells are not known."
+        alt += f" Cells without an answer, crossed by a line: {len(blank)}."
 
     def build(width: int) -> Any:
         import altair as alt_
@@ -146,17 +150,34 @@ def _heat(chart: Chart, measurement: Measurement, quantity: Quantity, where: Map
         y = alt_.Y("y:Q", scale=scale_y, axis=alt_.Axis(title=_axis_title(measurement, chart.y), grid=False))
         opacity = alt_.Opacity(
             "v:Q",
-            scale=alt_.Scale(domain=domain, range=[0, 1], clamp=True),
+            scale=alt_.Scale(domain=domain, range=[_FAINTEST, 1], clamp=True),
             legend=alt_.Legend(
-                title=quantity.unit, symbolType="square", symbolSize=200, symbolFillColor=_BLUE, symbolStrokeColor=_LINE, format=".2~f"
+                title=quantity.unit,
+                symbolType="square",
+                symbolSize=200,
+                symbolFillColor=_BLUE,
+                symbolStrokeColor=_LINE,
+                values=[round(float(value), 2) for value in np.linspace(low, 1, 6)] if low is not None else alt_.Undefined,
+                labelExpr="datum.index == 0 ? 'at most ' + datum.label + ' (chance)' : datum.label" if low else alt_.Undefined,
+                labelLimit=220,
+                format=".2~f",
             ),
         )
+        unknown = alt_.Color(
+            "state:N",
+            scale=alt_.Scale(domain=[_UNKNOWN], range=[_MUTED]),
+            legend=alt_.Legend(title=None, symbolType="M-1,1L1,-1", symbolSize=200, symbolStrokeWidth=1.5),
+        )
         layers = [
-            alt_.Chart(alt_.Data(values=blank)).mark_rect(fill=_LINE, stroke=None, aria=False).encode(x=x, x2="x2:Q", y=y, y2="y2:Q"),
+            alt_.Chart(alt_.Data(values=[{**cell, "state": _UNKNOWN} for cell in blank]))
+            .mark_rule(strokeWidth=1.2, aria=False)
+            .encode(x=x, x2="x2:Q", y=y, y2="y2:Q", color=unknown),
             alt_.Chart(alt_.NamedData(name="cells"))
             .mark_rect(fill=_BLUE, stroke=None, aria=False)
             .encode(x=x, x2="x2:Q", y=y, y2="y2:Q", opacity=opacity),
         ]
+        if not blank:
+            del layers[0]
         if points:
             names = list(curves)
             layers.append(
@@ -234,25 +255,32 @@ def _regions(chart: Chart, measurement: Measurement, quantity: Quantity, where: 
     assert chart.y is not None
     values = _taken(measurement, quantity, quantity.values, where, (chart.x, chart.y))
     x_edges, y_edges = _edges(measurement.axes[chart.x], False), _edges(measurement.axes[chart.y], False)
+    points = list(measurement.settings.get("points", ()))
+    phases = list(measurement.settings.get("phases", ()))
+    names = phases or [str(number) for number in range(int(np.nanmax(quantity.values)) + 1)]
     cells = [
-        {"x": x_edges[i], "x2": x_edges[i + 1], "y": y_edges[j], "y2": y_edges[j + 1], "k": int(value)}
+        {"x": x_edges[i], "x2": x_edges[i + 1], "y": y_edges[j], "y2": y_edges[j + 1], "k": names[int(value)]}
         for i, row in enumerate(values)
         for j, value in enumerate(row)
         if not math.isnan(value)
     ]
-    points = list(measurement.settings.get("points", ()))
-    count = int(np.nanmax(quantity.values)) + 1
-    alt = f"{title}: decision regions of {count} classes in the plane with {len(points)} training points, named by their class number; held-out points are ringed."
+    x_title, y_title = (_axis_title(measurement, axis) for axis in (chart.x, chart.y))
+    if phases:
+        alt = f"{title}: {x_title} across, {y_title} up; each color is one of {'; '.join(names)}."
+    else:
+        alt = f"{title}: decision regions of {len(names)} classes in the plane with {len(points)} training points, named by their class number; "
+        alt += "held-out points are ringed."
 
     def build(width: int) -> Any:
         import altair as alt_
 
-        x = alt_.X("x:Q", scale=alt_.Scale(domain=[x_edges[0], x_edges[-1]], nice=False), axis=alt_.Axis(title=chart.x, grid=False))
-        y = alt_.Y("y:Q", scale=alt_.Scale(domain=[y_edges[0], y_edges[-1]], nice=False), axis=alt_.Axis(title=chart.y, grid=False))
+        x = alt_.X("x:Q", scale=alt_.Scale(domain=[x_edges[0], x_edges[-1]], nice=False), axis=alt_.Axis(title=x_title, grid=False))
+        y = alt_.Y("y:Q", scale=alt_.Scale(domain=[y_edges[0], y_edges[-1]], nice=False), axis=alt_.Axis(title=y_title, grid=False))
         color = alt_.Color(
-            "k:O",
-            scale=alt_.Scale(domain=list(range(count)), range=[_REGIONS[k % len(_REGIONS)] for k in range(count)]),
-            legend=alt_.Legend(title="class"),
+            "k:N",
+            sort=names,
+            scale=alt_.Scale(domain=names, range=[_REGIONS[k % len(_REGIONS)] for k in range(len(names))]),
+            legend=alt_.Legend(title="phase" if phases else "class", labelLimit=260),
         )
         base = alt_.Chart(alt_.Data(values=points))
         held_out = alt_.Chart(alt_.Data(values=[point for point in points if point["held_out"]]))
