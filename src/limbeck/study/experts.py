@@ -36,7 +36,7 @@ class Experts:
     def earlier_seconds(self) -> float | None:
         """How long earlier runs trained them; None where one is from a cache that does not say."""
         each = [trajectory.earlier_seconds for trajectory in self.trajectories]
-        return None if None in each else sum(seconds for seconds in each if seconds is not None)
+        return None if None in each else sum((seconds for seconds in each if seconds is not None), 0.0)
 
     @property
     def provenance(self) -> dict[str, Any]:
