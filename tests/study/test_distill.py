@@ -244,3 +244,39 @@ def test_an_impossible_job_is_refused_before_experts_are_trained(
     monkeypatch.setattr("limbeck.study.experts.train_expert", untrained)
     with pytest.raises(OptionError, match=re.escape(sentence)):
         distill("digits", DistillOptions(**SMALL | changes), tmp_path, cache=Cache(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "notes"),
+    [
+        (
+            {"method": "random-real", "budget": "5s", "steps": 5},
+            ["--steps does nothing here: random-real has no number of steps to choose", "--budget does nothing here: random-real takes no steps"],
+        ),
+        (
+            {"method": "frepo@smoke", "steps": 2, "labels": "soft", "top_k": 2},
+            ["--labels soft, --top-k: for the random images beside this set alone, since frepo@smoke learns the set's labels"],
+        ),
+        ({"method": "dm@smoke", "steps": 2, "budget": "1h"}, []),
+    ],
+)
+def test_options_that_do_nothing_are_noted(changes: dict, notes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+
+    class Hearing(Reporter):
+        def note(self, message: str) -> None:
+            heard.append(message)
+
+    def untrained(*given: object, **options: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr("limbeck.study.distill.prepare_experts", untrained)
+    with pytest.raises(InterruptedError):
+        distill(
+            "digits",
+            DistillOptions(**SMALL | {"model": "softmax"} | changes, evaluate=False),
+            tmp_path,
+            cache=Cache(tmp_path / "cache"),
+            reporter=Hearing(),
+        )
+    assert heard[1:] == notes  # the first says how digits are split

@@ -98,6 +98,9 @@ def distill(
         provenance=_provenance(source, setting, method, options, plan),
     )
 
+    for words in _idle_options(method, problem, options):
+        reporter.note(words)
+
     lap = time.monotonic()
     experts = prepare_experts(method, problem, setting, options, cache, reporter, _random_real)
     seconds["expert and choice"], lap = (experts.earlier_seconds or 0.0) + time.monotonic() - lap, time.monotonic()
@@ -233,6 +236,21 @@ def _check_protocol(method: Method, protocol: Protocol, options: DistillOptions)
             f"{options.method.partition(':')[0]} learns labels for students that are trained by {wanted}, but protocol {protocol.name} trains them by "
             f"{protocol.recipe.loss}; use --protocol {' or '.join(fitting)}"
         )
+
+
+def _idle_options(method: Method, problem: Problem, options: DistillOptions) -> list[str]:
+    """A sentence for every option that the user gave and that this method's set does not depend on."""
+    name = options.method.partition(":")[0]
+    found = []
+    if options.steps is not None and "steps" not in type(method.options).model_fields:
+        found.append(f"--steps does nothing here: {name} has no number of steps to choose")
+    if options.budget is not None and not method.total_steps(problem):
+        found.append(f"--budget does nothing here: {name} takes no steps")
+    given = {"--labels soft": options.labels == "soft", "--top-k": options.top_k is not None, "--temperature": options.temperature != 1}
+    named = ", ".join(option for option, used in given.items() if used)
+    if named and label_default(method) == "learned":
+        found.append(f"{named}: for the random images beside this set alone, since {name} learns the set's labels")
+    return found
 
 
 def method_of(options: DistillOptions, source: str) -> Method:
