@@ -90,7 +90,9 @@ def test_a_step_that_is_not_finite_is_undone_and_taken_again_at_half_size() -> N
 
 
 def test_a_step_that_is_never_finite_ends_with_a_sentence() -> None:
-    with pytest.raises(LimbeckError, match="step 2 of Shrink is not finite even with step sizes x 0.000976562; use smaller rates in --method"):
+    with pytest.raises(
+        LimbeckError, match="step 2 of Shrink is not finite even with step sizes x 0.000976562; use smaller rates in --method, which are rate=0.5"
+    ):
         run_method(Shrink(bad=(2,), needs=0), GIVEN)
 
 

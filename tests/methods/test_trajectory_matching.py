@@ -403,3 +403,15 @@ def test_misuse_is_one_sentence(folder: Path) -> None:
     )
     with pytest.raises(OptionError, match="unknown augmentation"):
         mtt(augment="dsaa")
+
+
+def test_free_rows_have_a_smaller_rate_unless_one_is_given(folder: Path) -> None:
+    assert mtt(learn="both").options.label_lr == 10  # type: ignore[attr-defined]
+    assert mtt(learn="both", label_form="free").options.label_lr == 0.1  # type: ignore[attr-defined]
+    assert mtt(learn="both", label_form="free", label_lr=3.0).options.label_lr == 3  # type: ignore[attr-defined]
+    given = task(folder)
+    largest = {
+        words: max(float(state["labels"].abs().max()) for state, _ in walk(mtt(learn="labels", label_form="free", **changes), given, 4))
+        for words, changes in (("of a softmax", {"label_lr": 10.0}), ("default", {}))
+    }
+    assert largest["default"] < 2 < largest["of a softmax"]

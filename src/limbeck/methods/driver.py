@@ -26,6 +26,7 @@ Metrics = Mapping[str, float]
 _KIND = "interrupted method"
 _FILE = "state.safetensors"
 _MOST_HALVINGS = 10
+_RATES = ("rate", "step_size")  # options that are step sizes, beside those named ..._lr
 _SAVE_EVERY_SECONDS = 30.0
 
 
@@ -177,8 +178,15 @@ def _step(method: Method, problem: Problem, state: State, progress: Progress, re
         progress.restarts += 1
         reporter.note(f"step {progress.step} was not finite; it is taken again with step sizes x {progress.scale:g}")
     raise LimbeckError(
-        f"step {progress.step} of {type(method).__name__} is not finite even with step sizes x {progress.scale:g}; use smaller rates in --method"
+        f"step {progress.step} of {type(method).__name__} is not finite even with step sizes x {progress.scale:g}; use smaller rates in "
+        f"--method{_rates_words(method)}"
     )
+
+
+def _rates_words(method: Method) -> str:
+    rates = {name: value for name, value in method.options if name in _RATES or name.endswith("_lr")}
+    shown = ", ".join(f"{name}={value:g}" for name, value in rates.items() if isinstance(value, float) and value)
+    return f", which are {shown}" if shown else ""
 
 
 def _finite(state: State) -> bool:

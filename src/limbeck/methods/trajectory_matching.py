@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from limbeck.data.augment import Augment, parse_augment
@@ -31,6 +31,7 @@ from limbeck.types.recipe import Recipe
 GradientKind = Literal["unrolled", "recomputed", "tesla"]
 
 _NAME = "trajectory matching (mtt, tesla)"
+_FREE_LABEL_LR = 0.1
 _REMEMBERED = 100  # steps whose target logits make up the labels of the finished set
 _MOST_CHANGE = math.log(2)  # of the logarithm of the inner step size in one step
 
@@ -49,7 +50,7 @@ class TrajectoryMatchingOptions(SyntheticOptions):
     step_size: float = Field(0.01, gt=0, description="step size of the inner training at the start; it is learned and stored with the set")
     step_size_lr: float = Field(1e-5, ge=0, description="step size of that step size, in the published unit; 0 keeps it fixed")
     image_lr: float = Field(100.0, gt=0, description="step size of the pixels, in network space")
-    label_lr: float = Field(10.0, gt=0, description="step size of learned labels")
+    label_lr: float = Field(10.0, gt=0, description="step size of learned labels; 0.1 unless given where rows are free")
     momentum: float = Field(0.5, ge=0, lt=1, description="momentum of pixels, labels and inner step size")
     learn: Literal["images", "labels", "both"] = Field("images", description="what is learned, beside the inner step size")
     label_form: Literal["simplex", "free"] = Field("simplex", description="learned label rows: distributions (a softmax), or free and non-negative")
@@ -60,6 +61,12 @@ class TrajectoryMatchingOptions(SyntheticOptions):
     gradient: GradientKind = Field(
         "recomputed", description="exact with the memory of one step (recomputed) or of all (unrolled), or TESLA's approximation (tesla)"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_free_rows(cls, given: Any) -> Any:
+        # a softmax bounds what a step does to a row; a free row goes as far as the step
+        return {"label_lr": _FREE_LABEL_LR, **given} if isinstance(given, dict) and given.get("label_form") == "free" else given
 
 
 class TESLAOptions(TrajectoryMatchingOptions):
