@@ -1,10 +1,13 @@
+import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 
 from limbeck.report.figures import NARROW, PALETTE, WIDE, accuracy_figure, entropy_figure, label_matrix_figure, snapshots_figure
 from limbeck.report.softness import softness
 from limbeck.report.tables import accuracy_rows
+from limbeck.types.evaluation import Interval
 
 
 def texts(svg: str) -> list[str]:
@@ -95,3 +98,10 @@ def test_snapshots_without_trials_or_entropy(run) -> None:
 def test_the_matrix_has_a_limit(make_run) -> None:
     _, dataset = make_run((1,) * 101)
     assert label_matrix_figure(softness(dataset), dataset.classes, "") is None
+
+
+def test_intervals_stay_within_accuracies(run) -> None:
+    record, _ = run
+    rows = [replace(row, accuracy=Interval(0.16, -0.282, 1.02, "students", 2)) for row in accuracy_rows(record)[:1]]
+    entries = json.dumps(accuracy_figure(rows, "a title").build(WIDE).to_dict())
+    assert '"low": 0.0, "high": 100.0' in entries

@@ -85,8 +85,9 @@ def accuracy_figure(rows: Sequence[Row], title: str) -> Figure:
             "name": row.name,
             "detail": " · ".join(detail),
             "mean": 100 * row.accuracy.mean,
-            "low": 100 * row.accuracy.low if known else 100 * row.accuracy.mean,
-            "high": 100 * row.accuracy.high if known else 100 * row.accuracy.mean,
+            # an interval of few students can be wider than accuracies are
+            "low": max(0.0, 100 * row.accuracy.low) if known else 100 * row.accuracy.mean,
+            "high": min(100.0, 100 * row.accuracy.high) if known else 100 * row.accuracy.mean,
             "kind": "distilled" if row.role == "distilled" else "network" if row.repeats is None else "baseline",
         }
         entries.append(entry)
