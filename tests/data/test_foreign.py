@@ -142,6 +142,8 @@ def test_a_pair_and_an_array_alone(tmp_path: Path) -> None:
     ("given", "dtype", "shape"),
     [
         (torch.arange(60).reshape(1, 3, 4, 5), torch.uint8, (1, 3, 4, 5)),
+        (torch.arange(60.0).reshape(1, 3, 4, 5), torch.uint8, (1, 3, 4, 5)),  # pixels that were saved as floats
+        (torch.arange(60.0).reshape(1, 3, 4, 5) - 30, torch.float32, (1, 3, 4, 5)),
         (torch.zeros(2, 7, 7), torch.float32, (2, 1, 7, 7)),
         (torch.zeros(2, 1, 7, 7, dtype=torch.float16), torch.float16, (2, 1, 7, 7)),
         (torch.zeros(2, 1, 7, 7, dtype=torch.bfloat16), torch.float32, (2, 1, 7, 7)),

@@ -14,7 +14,7 @@ from limbeck.data.opening import open_source
 from limbeck.data.pixels import fit_pixel_space
 from limbeck.data.splits import Splits
 from limbeck.data.tables import ImageTable
-from limbeck.errors import LimbeckError
+from limbeck.errors import DataError, LimbeckError
 from limbeck.progress import Reporter
 from limbeck.study.importing import import_set
 from limbeck.study.judge import evaluate_file
@@ -272,3 +272,21 @@ def test_the_original_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(LimbeckError, match="the result would overwrite .* itself; give another place with --out"):
         import_set(tmp_path / "set.pt", ImportOptions(pixel_space="normalize:cifar10", classes="2"), tmp_path / "set.pt")
     assert (tmp_path / "set.pt").read_bytes() == before
+
+
+def test_pixels_saved_as_floats_are_pixels(tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (4, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert torch.equal(imported(pixels.float(), tmp_path, pixel_space="raw").images, pixels)
+    with pytest.raises(DataError, match=r"run from 0.5 to 24\d, but pixels \(raw\) lie in \[0, 1\]; divide them by 255 if they are pixels$"):
+        imported(torch.linspace(0.5, 245, 4 * 192).reshape(4, 3, 8, 8), tmp_path, pixel_space="raw")
+
+
+def test_images_far_from_what_real_ones_will_be_are_noted(tmp_path: Path) -> None:
+    for images, space, noted in (
+        (100 * colored(), "network:mean=0,std=1", True),
+        (colored(), "normalize:cifar10", False),
+        (3 * colored(), "normalize:cifar10", False),
+    ):
+        heard = Listening()
+        imported(images, tmp_path, heard, pixel_space=space)
+        assert any("real images will run from" in note for note in heard.heard) == noted

@@ -390,7 +390,9 @@ def _images(value: Any, path: Path) -> Shaped[Tensor, "N C H W"]:
     images = images if images.dtype in (torch.float32, torch.float16) else images.float()
     if not bool(torch.isfinite(images).all()):
         raise DataError(f"images of {str(path)!r} hold values that are not finite; the run that made them diverged: use an earlier one")
-    return images
+    least, most = images.aminmax()
+    whole = float(least) >= 0 and 1 < float(most) <= 255 and bool((images == images.round()).all())
+    return images.to(torch.uint8) if whole else images  # pixels, in another type
 
 
 def _labels(value: Any, path: Path) -> Int[Tensor, " N"] | Float[Tensor, "N K"]:

@@ -31,6 +31,8 @@ from limbeck.types.pixels import PixelSpace, Standardize
 CLASSES = {"cifar10": CIFAR10_CLASSES, "fashion-mnist": FASHION_CLASSES}
 ZCA = tuple(name for name in PIXEL_SPACES if name.startswith("zca-"))
 _MOST_CLASSES = 100_000  # what a damaged file claims must not fill the memory
+_FAR = 10  # times as far as real images
+_BRIGHT = 16  # beyond what normalized pixels reach
 _SLACK = 1e-3  # of a pixel's range: saved pixels are rounded
 _NUMBERS = r"\s*-?[\d.]+(?:e-?\d+)?(?:\s*[,/ ]\s*-?[\d.]+(?:e-?\d+)?)*\s*"
 _NETWORK = re.compile(rf"mean=({_NUMBERS})[,;]\s*std=({_NUMBERS})")
@@ -257,7 +259,23 @@ def _pixel_space(
         reporter.note(
             "every value lies in [0, 1], as those of pixels do; if these images are pixels that students should see normalized, add --stored raw"
         )
+    if space.stored == "network":
+        _note_range(images, steps, reporter)
     return space, about
+
+
+def _note_range(images: Tensor, steps: Sequence[Any], reporter: Reporter) -> None:
+    """A note when the images run far beyond what real ones can have in this space; silent where that has no closed form."""
+    if not all(isinstance(step, Standardize) for step in steps):
+        return
+    edges = torch.zeros(2, images.shape[1], 1, 1)
+    edges[1] = 1
+    shown = PixelSpace(tuple(steps), "raw")(edges)
+    if float(images.abs().max()) > _FAR * float(shown.abs().max()):
+        reporter.note(
+            f"the images run from {float(images.min()):.3g} to {float(images.max()):.3g}, but real images will run from {float(shown.min()):.3g} to "
+            f"{float(shown.max()):.3g} in this pixel space, so students will hardly know them; check --pixel-space"
+        )
 
 
 def _are_pixels(images: Tensor, kind: str, options: ImportOptions) -> bool:
@@ -272,8 +290,12 @@ def _check_pixels(images: Tensor, asked: str) -> None:
     low, high = float(images.min()), float(images.max())
     if low < -_SLACK or high > 1 + _SLACK:
         raise DataError(
-            f"the images run from {low:.3g} to {high:.3g}, but pixels ({asked}) lie in [0, 1]; name their normalization, such as --pixel-space normalize:cifar10, "
-            "or use network:mean=0,std=1 if networks really saw these values"
+            f"the images run from {low:.3g} to {high:.3g}, but pixels ({asked}) lie in [0, 1]; "
+            + (
+                "divide them by 255 if they are pixels"
+                if low >= 0 and _BRIGHT < high <= 255
+                else "name their normalization, such as --pixel-space normalize:cifar10, or use network:mean=0,std=1 if networks really saw these values"
+            )
         )
 
 
