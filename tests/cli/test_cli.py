@@ -51,6 +51,7 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["compare"], "compare needs one or more run folders or result files, got none"),
         (["report", "nowhere"], "no results at 'nowhere'"),
         (["ls", "sauces"], "unknown list 'sauces'; did you mean 'sources'?"),
+        (["explain", "mtt@cifar10-ipc11"], "method mtt has no recipe 'cifar10-ipc11'; did you mean 'cifar10-ipc10'"),
         (["explain", "herdin"], "nothing is named 'herdin'; did you mean 'herding'?"),
     ],
 )
@@ -120,6 +121,12 @@ def test_compare_and_ls_and_explain_speak(distilled: Path, monkeypatch: pytest.M
     assert "label-worth-short" in out
     code, out, _ = run(["explain", "random-real"], monkeypatch, capsys)
     assert "2406.10485" in out
+    code, out, _ = run(["explain", "mtt"], monkeypatch, capsys)
+    assert "\nRecipes:\n" in out
+    assert "  cifar10-ipc10: student_steps=30, expert_epochs=2, max_start_epoch=20" in out
+    code, out, _ = run(["explain", "mtt@cifar10-ipc10"], monkeypatch, capsys)
+    assert "It sets student_steps=30" in out
+    assert "\n  steps: 5000\n" in out
     code, out, _ = run(["explain", str(distilled / "distilled.safetensors")], monkeypatch, capsys)
     assert "10 images of 10 classes, 1x8x8, uint8" in out
 

@@ -44,9 +44,13 @@ def explanation(topic: str) -> str:
     """The full text on a name of any table, or on a distilled file."""
     if topic.endswith(".safetensors") or Path(topic).is_file():
         return _file_words(Path(topic))
+    method, at, recipe = topic.partition("@")
+    if at and method in METHODS:
+        return _recipe_words(method, recipe)
     for kind, table in _TABLES.items():
         if topic in table:
-            return f"{topic} ({'analysis' if kind == 'analyses' else kind[:-1]})\n\n{inspect.getdoc(table[topic])}{_options_words(table[topic])}"
+            thing, what = table[topic], "analysis" if kind == "analyses" else kind[:-1]
+            return f"{topic} ({what})\n\n{inspect.getdoc(thing)}{_options_words(thing)}{_recipes_words(thing)}"
     if topic in PROTOCOLS:
         protocol = PROTOCOLS[topic]
         settings = "\n".join(f"  {key}: {value}" for key, value in protocol.recipe.model_dump().items() if value not in (None, (), False))
@@ -59,6 +63,26 @@ def _options_words(thing: object) -> str:
     kind = getattr(thing, "Options", None)
     fields = {} if kind is None else kind.model_fields
     return "\n\nOptions:" + "".join(f"\n  {name} ({field.default}): {field.description}" for name, field in fields.items()) if fields else ""
+
+
+def _recipes_words(thing: object) -> str:
+    """The named settings of a method, one a line."""
+    recipes: dict[str, dict[str, object]] = getattr(thing, "recipes", {})
+    return "\n\nRecipes:" + "".join(f"\n  {name}: {_settings(given)}" for name, given in recipes.items()) if recipes else ""
+
+
+def _settings(given: dict[str, object]) -> str:
+    return ", ".join(f"{key}={'none' if value is None else value}" for key, value in given.items()) or "the defaults"
+
+
+def _recipe_words(method: str, recipe: str) -> str:
+    kind = METHODS[method]
+    recipes = getattr(kind, "recipes", {})
+    if recipe not in recipes:
+        raise OptionError(f"method {method} has no recipe {recipe!r}; {nearest(recipe, recipes) if recipes else 'it has none'}")
+    settings = kind.Options(**recipes[recipe]).model_dump(mode="json")
+    lines = "".join(f"\n  {key}: {'none' if value is None else value}" for key, value in settings.items())
+    return f"{method}@{recipe} (recipe of a method)\n\nIt sets {_settings(recipes[recipe])}. All its options:\n{lines}"
 
 
 def _first_sentence(thing: object) -> str:
