@@ -51,7 +51,7 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["compare"], "compare needs one or more run folders or result files, got none"),
         (["report", "nowhere"], "no results at 'nowhere'"),
         (["ls", "sauces"], "unknown list 'sauces'; did you mean 'sources'?"),
-        (["explain", "mtt@cifar10-ipc11"], "method mtt has no recipe 'cifar10-ipc11'; did you mean 'cifar10-ipc10'"),
+        (["explain", "mtt@cifar10-ipc11"], "method mtt has no recipe 'cifar10-ipc11'; did you mean 'cifar10-ipc1'? known"),
         (["explain", "herdin"], "nothing is named 'herdin'; did you mean 'herding'?"),
     ],
 )
