@@ -29,7 +29,10 @@ class AuditSettings(BaseModel):
     shadows: Annotated[int, Field(ge=0, description="worlds beside the attacked one for membership inference; 0: not checked")] = 8
     alpha: Annotated[float, Field(gt=0, lt=1, description="false-alarm rate of the whole audit, shared by its required tests")] = 0.01
     tolerance: Annotated[
-        float, Field(gt=0, lt=1, description="exposure that a clean verdict must exclude; for membership, the area above one half and the rate above guessing")
+        float,
+        Field(
+            gt=0, lt=1, description="exposure that a clean verdict must exclude; for membership, the area above one half and the rate above guessing"
+        ),
     ] = 0.1
     redraws: Annotated[int, Field(ge=200, description="redrawn designs that calibrate the membership attacks")] = 2000
     controls: Annotated[bool, Field(description="control runs: hard labels, and soft labels shuffled within classes")] = True
