@@ -110,6 +110,9 @@ def test_prices_grow_with_the_work():
         experiment: Experiment = EXPERIMENTS[name]
         small, large = (experiment.work(experiment.scales[scale]) for scale in ("smoke", "cpu"))
         assert 0 < small.adam + small.newton + small.network < large.adam + large.newton + large.network
+    temperature: Experiment = EXPERIMENTS["temperature"]
+    mild, hard = (temperature.work(temperature.configured("paper", ("protocols=converged", f"least_tau={tau}"))) for tau in (1, -0.5))
+    assert hard.newton > 2 * mild.newton  # systems of nearly hard labels are factored
     assert Work(1, 2, 3, 4, 5) * 2 + Work(cells=1) == Work(2, 4, 6, 8, 11)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck.data.synthetic import gaussian, turns
 from limbeck.leak.experiment import Bench, Chart, Experiment, LeakOptions, Work, crossing, over_repeats
-from limbeck.leak.linear import Protocol, Taught, teach
+from limbeck.leak.linear import Protocol, Taught, capacity, teach
 from limbeck.leak.solvers import adam_operations, default_start, linear_adam, newton_operations
 from limbeck.leak.split import share
 from limbeck.types.measurement import Measurement, Quantity
@@ -128,7 +128,8 @@ def class_scaling_work(options: ClassScalingOptions) -> Work:
             if options.protocol == "authors":
                 total += Work(adam=2 * adam_operations(options.features, classes, seen, options.steps))
             else:
-                total += Work(newton=newton_operations(options.features, classes, seen) + 2.0 * seen * options.features**2)
+                hard = options.tau < 6 and rows < options.features * capacity(classes)
+                total += Work(newton=2 * newton_operations(options.features, classes, seen, nearly_hard=hard) + 2.0 * seen * options.features**2)
     return total * options.repeats
 
 

@@ -1,5 +1,6 @@
 """Students of linear teachers under three named protocols, for many temperatures at once."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,6 +87,12 @@ def teach(
     for name, values in measures.items():
         measures[name] = values.masked_fill(~solved, float("nan")).view(2, count)
     return Students(measures, solved.view(2, count), change, rounding)
+
+
+def capacity(classes: int) -> float:
+    """About how many examples per feature, n / d, a linear teacher of random labels can memorize: 2 of two classes (Cover 1965), and ``0.92 K / log K`` of more
+    (Behrens and Zdeborova 2025, arXiv 2506.14457, figure 4b)."""
+    return 2.0 if classes == 2 else 0.92 * classes / math.log(classes)
 
 
 def _measure(taught: Taught, weights: Tensor, temperatures: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.data.synthetic import gaussian, turns
 from limbeck.leak.experiment import Bench, Chart, Experiment, LeakOptions, Work, over_repeats
-from limbeck.leak.linear import LABELS, MEASURES, Protocol, Taught, teach
+from limbeck.leak.linear import LABELS, MEASURES, Protocol, Taught, capacity, teach
 from limbeck.leak.solvers import adam_operations, default_start, linear_adam, newton_operations
 from limbeck.leak.split import share
 from limbeck.types.measurement import Measurement, Quantity
@@ -151,8 +151,9 @@ def _mean_of_known(values: np.ndarray) -> np.ndarray:
 
 
 def temperature_work(options: TemperatureOptions) -> Work:
-    """Teachers by Adam; students of two kinds of labels at every temperature."""
-    per_class, _ = grid(options)
+    """Teachers by Adam; students of two kinds of labels at every temperature. Converged students cost most where the teacher memorized its labels and the
+    temperature leaves them nearly hard, measured below 6."""
+    per_class, taus = grid(options)
     d, c, total = options.features, options.classes, Work()
     for count in per_class:
         total += Work(adam=adam_operations(d, c, c * (max(per_class) if c == 2 else count), options.steps))
@@ -160,7 +161,9 @@ def temperature_work(options: TemperatureOptions) -> Work:
         if "authors" in options.protocols:
             total += Work(adam=students * adam_operations(d, c, seen, options.steps), cells=students)
         if "converged" in options.protocols:
-            total += Work(newton=students * newton_operations(d, c, seen) + 2.0 * seen * d**2, cells=students)
+            hard = 2 * int((taus < 6).sum()) if c * count < d * capacity(c) else 0
+            solving = hard * newton_operations(d, c, seen, nearly_hard=True) + (students - hard) * newton_operations(d, c, seen)
+            total += Work(newton=solving + 2.0 * seen * d**2 + 4.0 * d**3, cells=students)
         if "exact" in options.protocols:
             total += Work(newton=2.0 * seen * d**2, cells=students)
     return total * options.repeats
