@@ -1,5 +1,6 @@
 """Studies that ask sets what they have learned: the task measures as `limbeck analyze` does, and its quantities answer claims."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 import torch
 
 from limbeck.errors import OptionError
-from limbeck.study.analyses import STUDY_ANALYSES
+from limbeck.study.analyses import STUDY_ANALYSES, options_of
 from limbeck.study.analyze_options import AnalyzeOptions
 from limbeck.study.analyze_task import measurements_of
 from limbeck.study.analyzing import analyze_file
+from limbeck.study.claims import decide
 from limbeck.study.graph import Builder, DataKey
 from limbeck.study.pricing import price
 from limbeck.study.running import Run, run_study
@@ -89,6 +91,16 @@ def test_every_set_is_measured_and_claims_are_decided(finished: Run) -> None:
     row = next(row for row in finished.ledger.rows.values() if row["kind"] == "analyze")
     assert 0 <= row["measures"]["agreement agreement_at_early_stop"] <= 1
     assert row["facts"]["refused"] == {}
+
+
+def test_what_is_measured_so_far_is_shown(finished: Run) -> None:
+    given = _view(finished)
+    rows = {key: row for key, row in given.rows.items() if row["settings"].get("images") != 20 or row["kind"] != "analyze"}
+    partly = replace(given, rows=rows)
+    made = {"agreement": STUDY_ANALYSES["quantities"](partly, options_of(finished.study.file.analyses[0]), finished.artefacts)[0]}
+    assert made["agreement"].axes["set"] == ("hard: ipc=1",)
+    claim = finished.study.file.claims[0]
+    assert decide(claim, partly, made).answer == "not measured"
 
 
 def test_a_study_measures_what_the_command_measures(finished: Run, tmp_path: Path) -> None:

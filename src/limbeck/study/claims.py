@@ -269,6 +269,8 @@ class _OfAnalysis(Check):
         if self.analysis not in measured:
             raise NotMeasured(f"the analysis {self.analysis!r} has no result yet")
         quantities = measured[self.analysis].quantities
+        if self.quantity not in quantities and measured[self.analysis].settings.get("missing"):
+            raise NotMeasured(f"{self.quantity!r} of the analysis {self.analysis!r} is not measured yet; run: limbeck study resume")
         if self.quantity not in quantities or quantities[self.quantity].values.ndim:
             scalars = [name for name, quantity in quantities.items() if not quantity.values.ndim]
             raise OptionError(

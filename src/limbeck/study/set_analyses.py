@@ -27,16 +27,23 @@ class QuantitiesOptions(StudyAnalysisOptions):
 
 
 def quantities(view: View, options: QuantitiesOptions, artefacts: Artefacts) -> Made:
-    """The quantity with its own 95 % interval, for every set (and coordinate of `along`). A set on which the analysis could not work is left out.
+    """The quantity with its own 95 % interval, for every set (and coordinate of `along`). A set that is not measured yet, or on which the analysis could not
+    work, is left out.
 
     Scalars: ``SET`` or ``SET COORDINATE``, for claims.
     """
     taken: dict[str, tuple[Quantity, tuple[Any, ...]]] = {}
+    missing: list[str] = []
     for cell in view.cells:
-        if cell.making.task == "analyze" and (options.arms is None or cell.arm in options.arms):
+        if cell.making.task != "analyze" or (options.arms is not None and cell.arm not in options.arms):
+            continue
+        try:
             measurement = measurements_of(artefacts, dict(view.row(cell))).get(options.analysis)
-            if measurement is not None:
-                taken[cell.words] = _taken(measurement, options)
+        except NotMeasured:
+            missing.append(cell.words)
+            continue
+        if measurement is not None:
+            taken[cell.words] = _taken(measurement, options)
     if not taken:
         raise NotMeasured(f"{options.title}: nothing is measured yet; run: limbeck study resume")
     names, (first, across) = tuple(taken), next(iter(taken.values()))
@@ -58,7 +65,7 @@ def quantities(view: View, options: QuantitiesOptions, artefacts: Artefacts) -> 
     coordinates: dict[str, tuple[Any, ...]] = {"set": names}
     if options.along is not None:
         coordinates[options.along] = across
-    return Measurement("quantities", options.title, found, coordinates), (_plot(options, across),)
+    return Measurement("quantities", options.title, found, coordinates, {"missing": missing} if missing else {}), (_plot(options, across),)
 
 
 def _plot(options: QuantitiesOptions, across: tuple[Any, ...]) -> Plot:
