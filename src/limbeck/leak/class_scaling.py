@@ -70,6 +70,7 @@ def class_scaling(options: ClassScalingOptions, bench: Bench) -> Measurement:
             thresholds["identification"].append(crossing(loads, values["fresh"], LEVEL, rising=True))
             thresholds["seen_per_weight"].append(crossing(seen, values["fresh"], LEVEL, rising=True))
             thresholds["shuffled"].append(crossing(loads, values["seen_shuffled"], LEVEL, rising=False))
+    students = 2 * options.repeats * sum(len(axes[f"load_{classes}"]) for classes in options.classes)
     k = np.array(options.classes, dtype=float)
     logs, roots = np.log(k), np.sqrt(k)
     found = {name: np.array(values) for name, values in thresholds.items()}
@@ -89,8 +90,9 @@ def class_scaling(options: ClassScalingOptions, bench: Bench) -> Measurement:
         {"chance": [1 / c for c in options.classes], "axis_titles": {"classes": "classes K"}},
         converged=missing == 0,
         notes=(
-            f"{missing} of {2 * options.repeats * sum(len(axes[f'load_{classes}']) for classes in options.classes)} students have no answer and are left out of "
-            "thresholds: Newton's method did not get to their weights, or float64 labels do not determine them",
+            f"{missing} of {students} students have no answer"
+            + (" and are left out of thresholds: Newton's method did not get to their weights, or float64 labels do not determine them")
+            * (missing > 0),
             "thresholds are interpolated at 99 % on means over repeats; NaN where the scan does not cross it, or begins beyond it",
             "examples per class are whole numbers, so rho is rounded down: identification counts all examples, seen_per_weight those that were really seen",
         ),

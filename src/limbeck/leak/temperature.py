@@ -94,8 +94,9 @@ def temperature(options: TemperatureOptions, bench: Bench) -> Measurement:
         },
         converged=missing == 0,
         notes=(
-            f"{missing} of {cells['held_out'].size} cells have no answer, all of the protocol converged: float64 labels do not determine the student's weights "
-            "there, or Newton's method did not get to them",
+            f"{missing} of {cells['held_out'].size} cells have no answer"
+            + (", all of the protocol converged: float64 labels do not determine the student's weights there, or Newton's method did not get to them")
+            * (missing > 0),
             "loads of a repeat share their inputs, and temperatures share their teacher and shuffle; intervals cover repeats",
         ),
     )
