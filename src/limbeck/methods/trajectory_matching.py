@@ -335,7 +335,7 @@ class TESLA(TrajectoryMatching):
         "cifar10-ipc1": {**_published(50, 2, 5, 1e3, 1e-7, 0.01), "labels": "class"},
         "cifar100-ipc50": {**_published(80, 2, 40, 1e3, 1e-5, 0.01), "batch": 125, "labels": "class"},
         "imagenet64-ipc1": {**_published(10, 3, 10, 1e4, 1e-4, 0.01), "batch": 100},
-        "fashion-mnist-cpu-ipc1": {**_SMALL, "steps": 400},
+        "fashion-mnist-cpu-ipc1": {**_SMALL, "steps": 400, "labels": "class"},
         "smoke": {**_published(5, 3, 2, 1.0, 1e-4, 0.1), "steps": 20},
     }
 
