@@ -19,10 +19,10 @@ Generated from the records in `benchmarks/results/fashion-mnist` by `python -m b
 10,000 test images, last epoch, mean over students with a 95 % interval over students (the distilled set and its expert are one draw each). Bytes are those of
 the file: images and labels. Every set stands beside random real images under the same protocol; students of a set that learned its rate (`mtt`) train at it, as the
 column of protocols says. "Distilling" is the time of the method itself by the clock;
-experts, where a method needs them, are extra ("cached": they had been
-trained before, and their time was not kept; the three experts of 4 epochs that `mtt` and `tesla` share took 24 min 33 s). These runs used one of two shared cores each while other work went on, which took between a quarter and a half
-of the time by the clock; numbers of steps were kept small for that reason, and are far from the published ones. Options were set beforehand, or on validation
-images (`frepo`).
+experts, where a method needs them, are extra ("cached": they had been trained before, and their time was not kept; the three experts of 4 epochs that `mtt` and
+`tesla` share took 24 min 33 s). These runs used one of two shared cores each while other work went on, which took between a quarter and a half of the time by
+the clock; numbers of steps were kept small for that reason, and are far from the published ones. Options were set beforehand, or on validation images (`frepo`,
+`mtt`; `tesla` has those of `mtt`).
 """
 
 
