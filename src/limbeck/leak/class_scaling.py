@@ -161,5 +161,5 @@ CLASS_SCALING = Experiment(
         _line("seen_per_weight", "Seen labels per weight from which the student is the teacher", "Theory: 1 for every number of classes."),
         _line("shuffled_scaled", "Capacity for shuffled labels, n sqrt K / (d K)", "Flat where it grows as the root of K (published: near 0.66)."),
     ),
-    version=2,
+    version=3,
 )

@@ -126,9 +126,9 @@ class Newton:
 def newton(inputs: Float[Tensor, "N D"], log_targets: Float[Tensor, "M N K"], *, iterations: int = 200, tick: Tick = lambda units: None) -> Newton:
     """Minimizers of the cross-entropy ``-sum_k y_k log softmax(x W)_k`` against soft labels given as log-probabilities, from zero weights, without bias or penalty.
 
-    Newton's method in float64: ``H step = -g`` with H the Fisher information, which is the Hessian here, and halved steps until the slopes at the step and at half
-    of it show that the (convex) loss fell. Weights are kept in K - 1 coordinates orthogonal to the constant. With fewer rows than features, everything happens in
-    the span of the rows, which gives the shortest of the minimizers.
+    Newton's method in float64: ``H step = -g`` with H the Fisher information, which is the Hessian here, and step lengths that follow the slope of the
+    (convex) loss. Weights are kept in K - 1 coordinates orthogonal to the constant. With fewer rows than features, everything happens in the span of the rows,
+    which gives the shortest of the minimizers.
 
     Systems are solved by conjugate gradients for all problems together, preconditioned by ``(X'X / N)^-1``: near zero logits that is the inverse of H itself. A
     problem that needs more than `PATIENCE` of their iterations, as those do whose labels are nearly hard, is solved from then on by its own Cholesky factor where
@@ -217,8 +217,10 @@ def newton(inputs: Float[Tensor, "N D"], log_targets: Float[Tensor, "M N K"], *,
         gradient[active], p[active] = gradients(logits[active], y[active])
         arrived = final & (change <= TOLERANCE) & (decrement <= DECREMENT) & ~stopped
         converged |= arrived & (rounding <= ROUNDING)
+        lost = torch.zeros_like(stopped)
+        lost[active] = length == 0
         # a bound that is too wide is no verdict where the change itself can be computed
-        stopped |= converged | (arrived & (stiff | (not factored))) | (stiff & (rounding > 10 * ROUNDING))
+        stopped |= converged | lost | (arrived & (stiff | (not factored))) | (stiff & (rounding > 10 * ROUNDING))
         stiff |= arrived & ~stopped
     full = w if span is None else span @ w
     return Newton(full @ basis.T, change, decrement, rounding, converged, taken)
@@ -304,25 +306,31 @@ def _least_ritz(lengths: Tensor, ratios: Tensor) -> Tensor:
 
 
 def _step_length(logits: Tensor, change: Tensor, y: Tensor, basis: Tensor) -> Tensor:
-    """The largest of 1, 1/2, 1/4, ... at which, for each problem, the slope of the loss and that at half the length sum to nothing or less; 0 where none of 30 does.
+    """How far to go along `change`, for each problem: the whole step where that ends near the minimum of the loss on its line, else to just before the minimum,
+    where a tenth of the first slope is left, and never further than twice the step; 0 where rounding shows no way down.
 
-    The slope of a convex loss grows, so its integral, the change of the loss, is at most half the length times that sum. Losses themselves would not do: their
-    differences drown in rounding long before the weights are right.
+    The slope of a convex loss grows, so the loss falls wherever the slope is still negative, and over a whole step where the slopes at its end and its middle sum
+    to nothing or less. Losses themselves would not do: their differences drown in rounding long before the weights are right. Much longer steps would do harm:
+    they take rows whose information has vanished to the wrong side, from where no step sees them.
     """
 
     def slope(step: Tensor) -> Tensor:
         p = ((logits + step[:, None, None] * change) @ basis.T).softmax(-1)
         return (((p - y) @ basis) * change).sum((1, 2))
 
-    length = logits.new_ones(len(logits))
-    here, half = slope(length), slope(length / 2)
+    one = logits.new_ones(len(logits))
+    enough, end = 0.1 * slope(torch.zeros_like(one)).abs(), slope(one)
+    taken = (end.abs() <= enough) & (end + slope(one / 2) <= 0)
+    low, high = torch.where(taken | (end <= 0), one, 0.0), torch.where(end <= 0, 2 * one, one)
     for _ in range(30):
-        fails = here + half > 0
-        if not bool(fails.any()):
-            return length
-        length = torch.where(fails, length / 2, length)
-        here, half = torch.where(fails, half, here), torch.where(fails, slope(length / 2), half)
-    return torch.where(fails, 0.0, length)
+        if bool(taken.all()):
+            break
+        middle = (low + high) / 2
+        found = slope(middle)
+        below = ~taken & (found <= 0)
+        low, high = torch.where(below, middle, low), torch.where(taken | below, high, middle)
+        taken |= below & (found.abs() <= enough)
+    return low
 
 
 def _contrast(classes: int, device: torch.device) -> Float[Tensor, "K C"]:
@@ -333,9 +341,9 @@ def _contrast(classes: int, device: torch.device) -> Float[Tensor, "K C"]:
 
 def newton_operations(features: int, classes: int, rows: int, *, nearly_hard: bool = False) -> float:
     """Floating-point operations of one problem of `newton`, measured on linear teachers of two classes: about 60 products with X, its transpose and the
-    preconditioner in all; where labels are `nearly_hard` 350, and 36 factors where those are allowed, whose operations run about twice as fast."""
+    preconditioner in all; where labels are `nearly_hard` 350, and 50 factors where those are allowed, whose operations run about twice as fast."""
     columns, rank = classes - 1, min(features, rows)
     made = (350 if nearly_hard else 60) * (4.0 * rows * rank + 2.0 * rank**2) * columns
     if nearly_hard and rank * columns <= DENSE:
-        made += 36 * (1.25 * rows * (rank * columns) ** 2 + (rank * columns) ** 3 / 3) / 2
+        made += 50 * (1.25 * rows * (rank * columns) ** 2 + (rank * columns) ** 3 / 3) / 2
     return made

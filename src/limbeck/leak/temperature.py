@@ -224,5 +224,5 @@ TEMPERATURE = Experiment(
             reading="Below one, float64 labels are too hard to determine the student at some loads; the gap is a mean over the others.",
         ),
     ),
-    version=2,
+    version=3,
 )
