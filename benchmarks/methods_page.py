@@ -44,8 +44,8 @@ def main() -> None:
 
 def _table(group: list[dict[str, Any]]) -> str:
     lines = [
-        "| method | labels | accuracy % | students | protocol | image bytes | label bytes | steps | distilling | experts and choice |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| method | images start as | labels | accuracy % | students | protocol | image bytes | label bytes | steps | distilling | experts and choice |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows = []
     for record in group:
@@ -54,6 +54,7 @@ def _table(group: list[dict[str, Any]]) -> str:
         labels = label_default(parse_method(record["method"]))
         cells = [
             record["method"],
+            record["provenance"]["method_options"].get("start", "–"),
             labels,
             own.accuracy_text,
             own.repeats_text,
