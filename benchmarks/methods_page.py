@@ -52,6 +52,7 @@ def _table(group: list[dict[str, Any]]) -> str:
         own = next(row for row in accuracy_rows(record) if row.role == "distilled")
         optimization = record.get("optimization") or {}
         labels = label_default(parse_method(record["method"]))
+        labels = record["label_rule"]["kind"] if labels == "soft" else labels  # a rule is chosen only where the method learns no labels
         cells = [
             record["method"],
             record["provenance"]["method_options"].get("start", "–"),
