@@ -37,6 +37,7 @@ STUDY_ANALYSES = Registry(
         "seed-spread": "limbeck.study.label_analyses:seed_spread",
         "versus": "limbeck.study.label_analyses:versus",
         "quantities": "limbeck.study.set_analyses:quantities",
+        "groups-seen": "limbeck.study.replay_analyses:groups_seen",
     },
 )
 
@@ -107,7 +108,7 @@ def curves(view: View, options: CurvesOptions, artefacts: Artefacts) -> Made:
     if not found:
         raise NotMeasured(f"{options.title}: nothing is measured yet; run: limbeck study resume")
     sides = [len(values) for values in coordinates.values()]
-    quantity = _quantity(found, sides, tuple(options.axes), options.unit, options.of.measure)
+    quantity = quantity_of(found, sides, tuple(options.axes), options.unit, options.of.measure)
     if options.color is not None:  # in words, as a legend shows them
         coordinates[options.color] = tuple(f"{options.color} {value}" for value in coordinates[options.color])
     numbers = all(isinstance(value, (int, float)) for value in coordinates[options.x])
@@ -131,7 +132,7 @@ def table(view: View, options: TableOptions, artefacts: Artefacts) -> Made:
         for place, row in enumerate(options.rows)
     }
     measure, names = options.rows[0].measure, tuple(row.name for row in options.rows)
-    quantity = _quantity(found, [len(names)], ("row",), options.unit, measure)
+    quantity = quantity_of(found, [len(names)], ("row",), options.unit, measure)
     return Measurement("table", options.title, {measure: quantity}, {"row": names}), (
         Plot(measure, options.title, "row", kind="dots", reading=options.reading),
     )
@@ -181,7 +182,7 @@ def _selectors(options: BaseModel) -> list[Selector]:
     return found
 
 
-def _quantity(found: Mapping[tuple[int, ...], Interval], sides: Sequence[int], axes: tuple[str, ...], unit: str, measure: str) -> Quantity:
+def quantity_of(found: Mapping[tuple[int, ...], Interval], sides: Sequence[int], axes: tuple[str, ...], unit: str, measure: str) -> Quantity:
     """The intervals as an array with bounds; NaN where nothing is measured."""
     unit = unit or ("fraction" if measure in _FRACTIONS else "nats" if measure in _NATS else "")
     arrays = [np.full(sides, np.nan) for _ in range(3)]

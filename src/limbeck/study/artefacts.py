@@ -58,14 +58,14 @@ class Artefacts:
         return path.relative_to(self.cache.root).as_posix()
 
     def dataset(self, row: Mapping[str, Any]) -> DistilledDataset:
-        """The set of a `set` row, or the set that the students of an `evaluate` row were trained on."""
+        """The set of a `set` or `memory` row, or the set that the students of an `evaluate` row were trained on."""
         if row["kind"] == "evaluate":
             found = self.find(row["inputs"]["set"][0])
             if found is None:
                 raise LimbeckError(f"the set of task {row['key']} is no longer in the cache; run the study again")
             row = found
-        if row["kind"] != "set":
-            raise OptionError(f"a task of kind {row['kind']!r} has no distilled set; use the row of a set or evaluate task")
+        if row["kind"] not in ("set", "memory"):
+            raise OptionError(f"a task of kind {row['kind']!r} has no distilled set; use the row of a set, memory or evaluate task")
         return DistilledDataset.load(self.cache.root / row["files"][0])
 
     def trajectory(self, row: Mapping[str, Any]) -> Trajectory:
@@ -76,7 +76,7 @@ class Artefacts:
         return found
 
     def scores(self, row: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Of an `evaluate` or `expert-score` row: `predictions` [S, M] (class numbers of the test images) and `class_accuracy` [S, K]."""
+        """Of an `evaluate`, `expert-score` or `replay` row: `predictions` [S, M] (class numbers of the test images) and `class_accuracy` [S, K]."""
         return store.load(self.cache.root / row["files"][0], SCORES)[1]
 
     def _read(self, key: str) -> Row | None:

@@ -11,5 +11,7 @@ KINDS = Registry(
         "evaluate": "limbeck.study.tasks:EvaluateTask",
         "expert-score": "limbeck.study.tasks:ExpertScoreTask",
         "analyze": "limbeck.study.analyze_task:AnalyzeTask",
+        "memory": "limbeck.study.replay_task:MemoryTask",
+        "replay": "limbeck.study.replay_task:ReplayTask",
     },
 )

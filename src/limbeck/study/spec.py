@@ -54,12 +54,24 @@ class LabelSettings(_Frozen):
     precision: Annotated[Literal["float32", "float16", "uint8"], Field(description="how entries are stored")] = "float32"
 
 
+class ReplaySettings(_Frozen):
+    """How classes arrive when a network learns them group after group."""
+
+    groups: Annotated[int, Field(ge=1, description="groups into which the classes are cut, in an order that the draw decides")]
+    alone: Annotated[
+        bool, Field(description="after each group a new network learns from the memory alone; without it, one network goes on beside new images")
+    ] = False
+
+
 class Making(_Frozen):
     """What one cell of an arm makes and measures, once the axes have their values."""
 
     task: Annotated[
         str,
-        Field(description="evaluate: students on a set; expert-score: the expert itself; set: make the set only; analyze: what a set has learned"),
+        Field(
+            description="evaluate: students on a set; expert-score: the expert itself; set: make the set only; analyze: what a set has learned; "
+            "replay: students that learn the classes group after group beside a memory of earlier ones"
+        ),
     ] = "evaluate"
     method: Annotated[str, Field(description="how the images (or labels) are made: name, name@recipe, name:option=value")] = "random-real"
     ipc: Annotated[int | Literal["all"], Field(description="images per class, or 'all' training images")] = 1
@@ -83,6 +95,7 @@ class Making(_Frozen):
     analyses: Annotated[
         dict[str, dict[str, Any]], Field(description="with task = 'analyze': analyses by name (see: limbeck analyze), each with its options")
     ] = {}
+    replay: Annotated[ReplaySettings | None, Field(description="with task = 'replay': how the classes arrive")] = None
 
 
 class Arm(_Frozen):

@@ -344,12 +344,12 @@ class SetTask:
         """The set of a cell, with the experts that it needs."""
         making, scale = cell.making, builder.scale
         method = builder.method(making.method)
-        rule = _rule(method, making.labels.model_dump())
+        rule = rule_of(method, making.labels.model_dump())
         for text in making.transforms:
             parse_transform(text)
         network = builder.network(making.made_for)
         _, recipe = builder.protocol()
-        steps = _steps(method)
+        steps = steps_of(method)
         plan = builder.method_plan(network, steps) if steps else builder.student_plan(network, recipe, builder.images(cell))
         settings: dict[str, Any] = {
             "method": making.method,
@@ -387,7 +387,7 @@ class SetTask:
     @staticmethod
     def _make(task: Task, work: Workplace) -> Outcome:
         settings = task.settings
-        method = _method(settings)
+        method = method_of(settings)
         step, labeler = _labeler(task, work) if "experts" in task.inputs else (None, None)
         trajectories = _trajectories(task, "trajectories", work) if "trajectories" in task.inputs else []
         splits = work.setting.splits
@@ -427,7 +427,7 @@ class SetTask:
         made.save(path)
         shutil.rmtree(folder, ignore_errors=True)
         return Outcome(
-            _describe(made) | ({} if step is None else {"step": step}),
+            describe_set(made) | ({} if step is None else {"step": step}),
             {"set": made.digest, "labeler": labeler.digest if labeler else None},
             [work.artefacts.relative(path)],
         )
@@ -501,8 +501,8 @@ class EvaluateTask:
     def _outcome(task: Task, made: DistilledDataset, row: Row, scores: list[Score], recipe: Recipe, work: Workplace) -> Outcome:
         known = {name: row["measures"][name] for name in ("images", "bytes", "label_entropy")}
         return Outcome(
-            {**_score_measures(scores), **known},
-            {"set": made.digest, "test": work.setting.splits.test.digest, "predictions": [_digest(score) for score in scores]},
+            {**score_measures(scores), **known},
+            {"set": made.digest, "test": work.setting.splits.test.digest, "predictions": [digest_of_predictions(score) for score in scores]},
             [_save_scores(task, scores, work)],
             {"lr": recipe.lr, "diverged": sum(not score.finite for score in scores)},
         )
@@ -547,14 +547,14 @@ class ExpertScoreTask:
         step, labeler = _labeler(task, work)
         plan, validation = ExecutionPlan(**task.settings["plan"]), work.setting.splits.validation
         score = evaluate_labeler(labeler, work.setting.splits.test, plan)
-        measures = {name: values[0] for name, values in _score_measures([score]).items()}
+        measures = {name: values[0] for name, values in score_measures([score]).items()}
         epoch = next(entry["epoch"] for entry in work.row(task.inputs["experts"][0])["facts"]["snapshots"] if entry["step"] == step)
         measures |= {"step": step, "epoch": epoch, "validation_accuracy": None, "entropy": None}
         if len(validation):
             logits = labeler.logits(validation, plan)
             measures["validation_accuracy"] = score_logits(logits, torch.from_numpy(validation.labels.copy())).accuracy
             measures["entropy"] = label_entropy((logits.double() / task.settings["temperature"]).softmax(1).float())
-        digests = {"labeler": labeler.digest, "test": work.setting.splits.test.digest, "predictions": [_digest(score)]}
+        digests = {"labeler": labeler.digest, "test": work.setting.splits.test.digest, "predictions": [digest_of_predictions(score)]}
         return Outcome(measures, digests, [_save_scores(task, [score], work)])
 
     @staticmethod
@@ -563,7 +563,8 @@ class ExpertScoreTask:
         return Price(0, flops_of(task.settings["model"], facts) * (facts.test + facts.train / 9) * len(task.inputs["experts"]))
 
 
-def _rule(method: Method, labels: dict[str, Any]) -> LabelRule:
+def rule_of(method: Method, labels: dict[str, Any]) -> LabelRule:
+    """How a cell's images are labeled; ``auto`` is as the method is published."""
     if labels["kind"] == "auto":
         labels["kind"] = "soft" if label_default(method) == "soft" else "hard"
     if labels["kind"] == "hard" and (labels["top_k"] is not None or labels["temperature"] != 1):
@@ -571,13 +572,14 @@ def _rule(method: Method, labels: dict[str, Any]) -> LabelRule:
     return LabelRule(**labels)
 
 
-def _method(settings: Mapping[str, Any]) -> Method:
+def method_of(settings: Mapping[str, Any]) -> Method:
+    """The method that a task's settings describe."""
     parsed = parse_method(settings["method"])
     made: Method = type(parsed)(parsed.options.model_validate(settings["options"]))  # type: ignore[call-arg]
     return made
 
 
-def _steps(method: Method) -> int:
+def steps_of(method: Method) -> int:
     """About how many steps a method takes, as far as its options say: 0 where it only chooses and labels."""
     steps = getattr(method.options, "steps", None) or getattr(method.options, "iterations", None)
     return int(steps or 0)
@@ -633,14 +635,16 @@ def flops_of(model: str, facts: DataFacts) -> float:
     return float(Network(parse_model(model), facts.shape, facts.classes).flops())
 
 
-def _describe(made: DistilledDataset) -> dict[str, Any]:
+def describe_set(made: DistilledDataset) -> dict[str, Any]:
+    """Measures of a set itself."""
     targets = made.targets()
     entropy = label_entropy(targets) if made.labels.kind in ("hard", "probability") else None
     right = (targets.argmax(1) == made.owners.long()).float().mean()
     return {"images": len(made), "bytes": made.bytes["total"], "label_entropy": entropy, "top_is_owner": float(right)}
 
 
-def _score_measures(scores: Sequence[Score]) -> dict[str, list[float | None]]:
+def score_measures(scores: Sequence[Score]) -> dict[str, list[float | None]]:
+    """Accuracy, loss and worst class of every student, as plain JSON."""
     return {
         "accuracy": [score.accuracy for score in scores],
         "loss": [score.loss if math.isfinite(score.loss) else None for score in scores],
@@ -648,7 +652,8 @@ def _score_measures(scores: Sequence[Score]) -> dict[str, list[float | None]]:
     }
 
 
-def _digest(score: Score) -> str:
+def digest_of_predictions(score: Score) -> str:
+    """Digest of the predicted classes."""
     return store.content_digest({}, {"predictions": score.predictions.to(torch.int32)})
 
 

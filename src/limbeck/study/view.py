@@ -94,7 +94,7 @@ class View:
     def named(self, interval: Interval, *selectors: Selector) -> Interval:
         """The interval, without students in what it covers where none were trained: an expert's own score has no student."""
         cells = [cell for selector in selectors for cell in matching(self.cells, selector.where)]
-        if not cells or any(cell.making.task == "evaluate" for cell in cells):
+        if not cells or any(cell.making.task in ("evaluate", "replay") for cell in cells):
             return interval
         return replace(interval, covers=interval.covers.replace(" and students", ""))
 
