@@ -52,7 +52,9 @@ def _table(group: list[dict[str, Any]]) -> str:
         own = next(row for row in accuracy_rows(record) if row.role == "distilled")
         optimization = record.get("optimization") or {}
         labels = label_default(parse_method(record["method"]))
-        labels = record["label_rule"]["kind"] if labels == "soft" else labels  # a rule is chosen only where the method learns no labels
+        if labels == "soft":  # a rule is chosen only where the method learns no labels
+            views = record["provenance"]["method_options"].get("views")
+            labels = f"soft, {views} views" if views else record["label_rule"]["kind"]
         cells = [
             record["method"],
             record["provenance"]["method_options"].get("start", "–"),
