@@ -26,7 +26,7 @@ LABEL_WORTH = (
     *("table-1", "table-2-tiny-imagenet", "table-2-cifar-100", "table-2-cifar-10", "table-3", "table-4", "table-5", "table-6", "table-7"),
     *("structure", "slow-experts", "images-and-labels"),
 )
-OTHERS = ("uses/architecture-search", "label-budget", "what-is-learned/methods", "what-is-learned/architectures")
+OTHERS = ("uses/architecture-search", "uses/replay", "label-budget", "what-is-learned/methods", "what-is-learned/architectures")
 
 
 def test_the_label_paper_is_covered() -> None:
@@ -69,7 +69,10 @@ def _check_answers(study: Study, scale: str, graph: Graph) -> None:
             cell.coordinates.get("early", cell.coordinates.get("late", 1))
         )
         accuracy = (reached + 0.01 * generator.random(count)).tolist()
-        numbers = dict.fromkeys(("label_entropy", "images", "bytes", "top_is_owner", "entropy", "epoch", "validation_accuracy"), 1.0)
+        numbers: dict[str, Any] = dict.fromkeys(("label_entropy", "images", "bytes", "top_is_owner", "entropy", "epoch", "validation_accuracy"), 1.0)
+        groups = cell.making.replay.groups if cell.making.replay else 0
+        numbers |= {f"accuracy {each} {number + 1}": accuracy for number in range(groups) for each in ("after", "on group")}
+        numbers |= {"forgetting": accuracy} if groups else {}
         rows[key] = {"kind": "evaluate", "key": key, "measures": {**numbers, "accuracy": accuracy, "loss": accuracy, "worst_class": accuracy}}
     view = View(study, scale, graph.cells, graph.keys, rows)
     measured = {}
@@ -83,7 +86,7 @@ def _check_answers(study: Study, scale: str, graph: Graph) -> None:
             assert decide(claim, view, measured).answer != "not measured", claim.id
 
 
-@pytest.mark.parametrize("name", ["label-worth/figure-3", "label-worth/table-6"])
+@pytest.mark.parametrize("name", ["label-worth/figure-3", "label-worth/table-6", "uses/replay"])
 def test_the_cheapest_studies_run_to_their_verdicts(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     study = Study.load(ROOT / f"{name}.toml")
