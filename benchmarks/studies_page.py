@@ -2,12 +2,14 @@
 
 Each RUN, a finished folder of `limbeck study run`, is recorded in ``benchmarks/results/studies/GROUP/NAME-SCALE.json`` with its figures beside the page; then
 ``docs/results/GROUP.md`` is written for every group of studies that has a record: each claim with what is expected, what was measured and the verdict, and the
-figures.
+figures. What we think of the answers stands in ``benchmarks/results/studies/GROUP/discussion.toml``: under a study's name, paragraphs by the claim that they are
+about.
 """
 
 import argparse
 import json
 import shutil
+import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,12 +86,14 @@ def page(group: str, records: Sequence[Mapping[str, Any]]) -> str:
         + ". A claim that fails on this scale says that it does not carry over to this problem and size.",
         "",
     ]
+    path = RECORDS / group / "discussion.toml"
+    thoughts = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for made in records:
-        lines += _study(group, made)
+        lines += _study(group, made, thoughts.get(made["study"].rpartition("/")[2], {}))
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _study(group: str, made: Mapping[str, Any]) -> list[str]:
+def _study(group: str, made: Mapping[str, Any], thoughts: Mapping[str, str]) -> list[str]:
     name = made["study"]
     study = Study.load(ROOT / "studies" / f"{name}.toml").file
     settings = study.scales[made["scale"]]
@@ -110,7 +114,8 @@ def _study(group: str, made: Mapping[str, Any]) -> list[str]:
         interval = verdict["interval_95"]
         covers = interval["covers"] if interval else ""
         lines.append(f"| {claims[key].sentence} | {claims[key].expected} | {verdict['words']} | {covers} | **{verdict['answer']}** |")
-    lines += ["", *(f"- {text}" for text in study.deviations), ""]
+    lines += ["", *(f"{text}\n" for text in thoughts.values()), "How this differs from what was published:", ""]
+    lines += [*(f"- {text}" for text in study.deviations), ""]
     for key, files in made["figures"].items():
         readings = [entry.options.get("reading", "") for entry in study.analyses if entry.id == key]
         for file in files:
