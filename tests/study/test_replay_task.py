@@ -309,7 +309,6 @@ def test_a_study_is_priced_by_its_groups_and_experts() -> None:
             'ipc = 0\nlabels = { kind = "hard" }\nreplay = { groups = 3, alone',
             "nothing can be learned from a memory of 0 images alone",
         ),
-        ('task = "replay"', 'task = "memory"', 'a memory is made by an arm with task = "replay"'),
     ],
 )
 def test_what_cannot_be_is_one_sentence(old: str, new: str, message: str) -> None:

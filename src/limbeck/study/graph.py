@@ -18,7 +18,7 @@ from limbeck.methods.driver import Method
 from limbeck.methods.parse import parse_method
 from limbeck.models import parse_model
 from limbeck.study.distill import protocol_for, suited_method
-from limbeck.study.kinds import KINDS
+from limbeck.study.kinds import ARM_KINDS, KINDS
 from limbeck.study.places import Place, problem
 from limbeck.study.spec import Cell, Scale, Study, matching
 from limbeck.train.network import Network
@@ -157,13 +157,12 @@ class Builder:
         cells = self.study.cells(self.scale_name)
         keys = []
         for cell in cells:
-            place: Place = ("arms", cell.arm)
             try:
-                keys.append(KINDS[cell.making.task].of_cell(self, cell))
+                keys.append(self._kind(cell).of_cell(self, cell))
             except _Placed:
                 raise
             except LimbeckError as error:
-                raise OptionError(f"{error}, at {self.study.text.words(place)} (scale {self.scale_name!r}, cell {cell.words})") from None
+                raise self.fault(cell, str(error)) from None
         return Graph(self._tasks, tuple(cells), tuple(keys), self._units())
 
     def add(
@@ -189,6 +188,11 @@ class Builder:
             self._groups.setdefault(name, []).append(task)
             self._members[name] = at_once
         return key
+
+    def fault(self, cell: Cell, sentence: str, key: str | None = None) -> LimbeckError:
+        """What is wrong with a cell, with the place in the file of its arm, or of a key of the arm."""
+        place: Place = ("arms", cell.arm) if key is None else ("arms", cell.arm, key)
+        return _Placed(f"{sentence}, at {self.study.text.words(place)} (scale {self.scale_name!r}, cell {cell.words})")
 
     def task(self, key: str) -> Task:
         """A task that was added."""
@@ -225,9 +229,12 @@ class Builder:
         return suited_method(parse_method(text), self.scale.source)
 
     def images(self, cell: Cell) -> int:
-        """Number of images of a cell's set."""
-        facts = self.scale.data
-        return facts.train if cell.making.ipc == "all" else int(cell.making.ipc) * facts.classes
+        """Number of images of a cell's set. Raises `OptionError` for a set without any."""
+        facts, ipc = self.scale.data, cell.making.ipc
+        if ipc != "all" and ipc < 1:
+            hint = ' (only a memory, of task = "replay", may be empty)' if ipc == 0 else ""
+            raise self.fault(cell, f"a set holds at least 1 image of each class, or 'all', got ipc = {ipc}; use ipc = 1 or more{hint}", "ipc")
+        return facts.train if ipc == "all" else ipc * facts.classes
 
     def student_plan(self, network: Network, recipe: Recipe, images: int) -> ExecutionPlan:
         """The plan of students on a set of that many images."""
@@ -242,6 +249,12 @@ class Builder:
     def method_plan(self, network: Network, steps: int) -> ExecutionPlan:
         """The plan of a method that optimizes."""
         return self._plan("method", network, max(1, steps) * _IMAGES_OF_A_STEP, 256, None)
+
+    def _kind(self, cell: Cell) -> Any:
+        try:
+            return ARM_KINDS[cell.making.task]
+        except OptionError as error:
+            raise self.fault(cell, str(error), "task") from None
 
     def _plan(self, purpose: str, network: Network, images: int, batch: int, recipe: Recipe | None) -> ExecutionPlan:
         name = f"{purpose}: {network.spec}, {images} images in batches of {batch}"

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,7 +50,8 @@ class Ledger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        with suppress(OSError):  # every row was forced out by `add`; a part of one that failed, and was told of, would only fail again
+            self._file.close()
 
     def add(self, row: Row) -> None:
         """Adds the row of a finished task unless the ledger has it; it is on the disk when this returns."""

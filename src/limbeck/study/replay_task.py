@@ -85,11 +85,6 @@ class MemoryTask:
         return builder.add("memory", settings, {}, f"{cell.words}, classes {', '.join(map(str, sorted(classes)))}")
 
     @staticmethod
-    def of_cell(builder: Builder, cell: Cell) -> str:
-        """A memory is made for an arm of the task ``replay``, never for itself."""
-        raise OptionError('a memory is made by an arm with task = "replay"; use that task')
-
-    @staticmethod
     def run(unit: Unit, work: Workplace) -> list[Outcome]:
         """The memory as the file of a distilled set."""
         return [MemoryTask._make(task, work) for task in unit]

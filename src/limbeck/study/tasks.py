@@ -138,11 +138,6 @@ class Kind(Protocol):
     version: ClassVar[int]
 
     @staticmethod
-    def of_cell(builder: Builder, cell: Cell) -> str:
-        """Adds the task of a cell, and what it builds on, to the graph; returns its key."""
-        ...
-
-    @staticmethod
     def run(unit: Unit, work: Workplace) -> list[Outcome]:
         """Does the tasks of a unit."""
         ...
@@ -150,6 +145,15 @@ class Kind(Protocol):
     @staticmethod
     def price(task: Task, facts: DataFacts) -> Price:
         """What a task costs, from its settings alone."""
+        ...
+
+
+class CellKind(Kind, Protocol):
+    """A kind of task that an arm may name."""
+
+    @staticmethod
+    def of_cell(builder: Builder, cell: Cell) -> str:
+        """Adds the task of a cell, and what it builds on, to the graph; returns its key."""
         ...
 
 
@@ -193,11 +197,6 @@ class ExpertTask:
     """Trains one expert, with a snapshot after every epoch; taken from the cache where `distill` trained the same one."""
 
     version: ClassVar[int] = 1
-
-    @staticmethod
-    def of_cell(builder: Builder, cell: Cell) -> str:
-        """The expert that a cell names first."""
-        return ExpertTask.add(builder, cell.making.expert, cell.making.experts[0])
 
     @staticmethod
     def add(builder: Builder, name: str, index: int) -> str:
@@ -342,7 +341,7 @@ class SetTask:
     @staticmethod
     def of_cell(builder: Builder, cell: Cell) -> str:
         """The set of a cell, with the experts that it needs."""
-        making, scale = cell.making, builder.scale
+        making, scale, images = cell.making, builder.scale, builder.images(cell)
         method = builder.method(making.method)
         rule = rule_of(method, making.labels.model_dump())
         for text in making.transforms:
@@ -350,7 +349,7 @@ class SetTask:
         network = builder.network(making.made_for)
         _, recipe = builder.protocol()
         steps = steps_of(method)
-        plan = builder.method_plan(network, steps) if steps else builder.student_plan(network, recipe, builder.images(cell))
+        plan = builder.method_plan(network, steps) if steps else builder.student_plan(network, recipe, images)
         settings: dict[str, Any] = {
             "method": making.method,
             "options": method.options.model_dump(mode="json"),
