@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,3 +141,16 @@ def test_a_selector_must_leave_one_setting_and_name_a_measure() -> None:
         given.values(Selector(arm="a"))
     with pytest.raises(OptionError, match=r"'a' has no measure 'acuracy'; did you mean 'accuracy'?"):
         given.values(Selector(arm="a", ipc=1, measure="acuracy"))
+
+
+def test_one_measurement_is_not_counted_twice() -> None:
+    given = view(lambda draw, ipc: noisy(0.5, draw), ipc=[1, 2])
+    keys = list(given.tasks)
+    keys[1] = keys[0]
+    with pytest.raises(OptionError) as refused:
+        replace(given, tasks=keys).values(Selector(arm="a", ipc=1))
+    assert str(refused.value) == (
+        "a (ipc 1) counts one measurement twice, as a: ipc=1, draw=0 and as a: ipc=1, draw=1; "
+        "leave 'draw' out of the arm's `over`, which does not change what is measured"
+    )
+    assert replace(given, tasks=keys).values(Selector(arm="a", ipc=2)).shape == (3, 1, 2)

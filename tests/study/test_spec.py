@@ -76,8 +76,8 @@ def test_a_mistake_is_one_sentence_with_its_place(old: str) -> None:
         ),
         (
             'at = "{epoch}"\nlabels',
-            'at = "step 7"\nlabels',
-            "the expert keeps no snapshot at step 7; kept steps: 0, 1, 3, 6, 12, at arms.soft (line 11 of study.toml)",
+            'at = "step {epoch}"\nlabels',
+            "the expert keeps no snapshot at step 2; kept steps: 0, 1, 3, 6, 12, at arms.soft (line 11 of study.toml)",
         ),
     ],
 )
@@ -87,6 +87,38 @@ def test_names_and_grids_are_checked_before_data_are_opened(old: str, new: str, 
         Builder(study, "smoke", DataKey.unseen("normalize"), threads=1).graph()
     assert str(refused.value).startswith(sentence)
     assert "study.toml" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("axis", "values", "spoken"),
+    [
+        ("draw", "[0, 1, 2]", "{draw}"),
+        ("expert", "[0, 1]", "{expert}"),
+        ("pair", "[{ draw = 0, expert = 0 }, { draw = 1, expert = 1 }]", "{draw} or {expert}"),
+    ],
+)
+def test_an_axis_that_an_arm_lists_and_does_not_use_would_fake_repeats(axis: str, values: str, spoken: str) -> None:
+    content = SMALL.replace("ipc = [1, 4] }", f"ipc = [1, 4], {axis} = {values} }}").replace('over = ["ipc"]', f'over = ["ipc", "{axis}"]')
+    with pytest.raises(OptionError) as refused:
+        Study.parse(content)
+    assert str(refused.value) == (
+        f"arm 'hard' is crossed over '{axis}' but uses no {spoken}, so its values would repeat the same measurement, at arms.hard.over "
+        f"(line 18 of study.toml); use it in the arm, or leave '{axis}' out of `over`"
+    )
+    inside = 'labels = { kind = "hard" }\ntransforms = ["noise:seed={draw}"]\nexperts = ["{expert}"]'
+    axes = "ipc = [1, 4], draw = [0, 1], expert = [0, 1] }"
+    Study.parse(
+        SMALL.replace("ipc = [1, 4] }", axes)
+        .replace('over = ["ipc"]', 'over = ["ipc", "draw", "expert"]')
+        .replace('labels = { kind = "hard" }', inside)
+    )
+
+
+def test_an_ensemble_has_every_expert_once() -> None:
+    with pytest.raises(OptionError) as refused:
+        Study.parse(SMALL.replace('labels = { kind = "soft" }', 'labels = { kind = "soft" }\nexperts = [0, 1, 0]'))
+    assert "an ensemble has every expert once, got 0 twice; name each number once" in str(refused.value)
+    assert "arms.soft.experts (line 16 of study.toml)" in str(refused.value)
 
 
 def test_linked_axes_set_several_names_at_once() -> None:
@@ -104,9 +136,10 @@ def test_linked_axes_set_several_names_at_once() -> None:
 
 def test_a_scale_runs_the_arms_that_it_names_with_its_values() -> None:
     study = Study.parse(
-        SMALL.replace('at = "{epoch}"\nlabels', 'at = "{when}"\nlabels') + 'values = { when = "last" }\narms = ["soft", "expert", "hard"]\n'
+        SMALL.replace('at = "{epoch}"\nlabels', 'at = "{epoch}"\nmodel = "{net}"\nlabels')
+        + 'values = { net = "softmax" }\narms = ["soft", "expert", "hard"]\n'
     )
-    assert {cell.making.at for cell in study.cells("smoke") if cell.arm == "soft"} == {"last"}
+    assert {cell.making.model for cell in study.cells("smoke") if cell.arm == "soft"} == {"softmax"}
     with pytest.raises(OptionError, match="unknown arm 'hard' at claims\\[0\\].check.left"):
         Study.parse(SMALL + 'arms = ["soft", "expert"]\n')
 

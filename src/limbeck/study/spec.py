@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from limbeck.errors import DataError, OptionError, nearest
 from limbeck.study.options import OpenOptions
@@ -96,6 +96,14 @@ class Making(_Frozen):
         dict[str, dict[str, Any]], Field(description="with task = 'analyze': analyses by name (see: limbeck analyze), each with its options")
     ] = {}
     replay: Annotated[ReplaySettings | None, Field(description="with task = 'replay': how the classes arrive")] = None
+
+    @field_validator("experts")
+    @classmethod
+    def _each_once(cls, experts: tuple[int, ...]) -> tuple[int, ...]:
+        twice = [number for place, number in enumerate(experts) if number in experts[:place]]
+        if twice:
+            raise ValueError(f"an ensemble has every expert once, got {twice[0]} twice; name each number once")
+        return experts
 
 
 class Arm(_Frozen):
@@ -259,6 +267,14 @@ class Study:
                 spoken = ", ".join(f"{axis}={value}" for axis, value in coordinates.items())
                 raise OptionError(f"{found} (scale {scale!r}{f', cell {spoken}' if spoken else ''})") from None
             yield Cell(name, coordinates, making)
+        for axis in arm.over:  # last, since a misspelled slot is the likelier mistake
+            names = {key for value in axes[axis] for key in (value if isinstance(value, dict) else (axis,))}
+            if len(axes[axis]) > 1 and not names & _slots(arm.model_extra):
+                spoken = " or ".join(f"{{{each}}}" for each in sorted(names))
+                raise OptionError(
+                    f"arm {name!r} is crossed over {axis!r} but uses no {spoken}, so its values would repeat the same measurement, "
+                    f"at {self.text.words(('arms', name, 'over'))}; use it in the arm, or leave {axis!r} out of `over`"
+                )
 
     def _filled(self, given: Any, values: Mapping[str, Any], scale: str, place: Place) -> Any:
         """`given` with every ``{name}`` replaced: by the value itself where it is the whole text, by its words inside a longer one."""
@@ -339,6 +355,15 @@ class Study:
                 moment(making.at, scale.experts[making.expert].epochs)
             except OptionError as error:
                 raise OptionError(f"{error} at {self.text.words((*place, 'at'))} {suffix}") from None
+
+
+def _slots(given: Any) -> set[str]:
+    """The names that stand as ``{name}`` anywhere in an arm's keys."""
+    if isinstance(given, dict):
+        return set().union(*map(_slots, given.values()))
+    if isinstance(given, list):
+        return set().union(*map(_slots, given))
+    return set(_SLOT.findall(given)) if isinstance(given, str) else set()
 
 
 def spelled_axes(scale: str) -> str:

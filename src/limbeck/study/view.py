@@ -85,11 +85,24 @@ class View:
                 f"{selector.words} selects {len(settings)} settings"
                 + (f" that differ in {', '.join(free)}; name a value of each" if free else "; check the values")
             )
+        self._refuse_copies(selector, cells)
         table = {(cell.coordinates.get("draw", 0), cell.coordinates.get("expert", 0)): self._measure(cell, selector.measure) for cell in cells}
         draws, experts = sorted({key[0] for key in table}), sorted({key[1] for key in table})
         if len(table) != len(draws) * len(experts):
             raise OptionError(f"{selector.words} does not cross its draws and experts; give the arm both axes")
         return np.array([[table[draw, expert] for expert in experts] for draw in draws], dtype=np.float64)
+
+    def _refuse_copies(self, selector: Selector, cells: Sequence[Cell]) -> None:
+        """Cells that one task measures are one measurement, whose copies would make an interval of no width."""
+        keys = {id(cell): key for cell, key in zip(self.cells, self.tasks, strict=True)}
+        first: dict[str, Cell] = {}
+        for cell in cells:
+            other = first.setdefault(keys[id(cell)], cell)
+            if other is not cell:
+                raise OptionError(
+                    f"{selector.words} counts one measurement twice, as {other.words} and as {cell.words}; "
+                    f"leave {_differing(other, cell)} out of the arm's `over`, which does not change what is measured"
+                )
 
     def named(self, interval: Interval, *selectors: Selector) -> Interval:
         """The interval, without students in what it covers where none were trained: an expert's own score has no student."""
@@ -104,3 +117,7 @@ class View:
             raise OptionError(f"{cell.arm!r} has no measure {measure!r}; {nearest(measure, measures)}")
         value = measures[measure]
         return [float("nan") if part is None else float(part) for part in (value if isinstance(value, list) else [value])]
+
+
+def _differing(first: Cell, second: Cell) -> str:
+    return " and ".join(repr(name) for name in first.coordinates if first.coordinates[name] != second.coordinates.get(name))
