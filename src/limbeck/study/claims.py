@@ -8,6 +8,7 @@ import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,18 +17,29 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from limbeck.errors import OptionError, nearest
 from limbeck.registry import Registry
+from limbeck.study.pairing import Side, check_pairs, paired
 from limbeck.study.places import Place, problem
-from limbeck.study.spec import Claim, Study, matching
+from limbeck.study.spec import Claim, Scalar, Study, matching
 from limbeck.study.view import REPEATS, NotMeasured, Selector, View
 from limbeck.types.evaluation import Interval, nested_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from limbeck.types.measurement import Measurement, Quantity
 
 Answer = Literal["holds", "fails", "undecided", "not measured"]
 _RESAMPLES = 2000
+_SCORES = ("accuracy", "loss", "worst_class")
+#: Measures by the task of an arm; those of `analyze` are named after its analyses, and `replay` has some for every group besides.
+MEASURES = {
+    "evaluate": (*_SCORES, "label_entropy", "images", "bytes"),
+    "expert-score": (*_SCORES, "step", "epoch", "validation_accuracy", "entropy"),
+    "set": ("images", "bytes", "label_entropy", "top_is_owner", "step"),
+    "replay": (*_SCORES, "average", "forgetting", "images", "bytes"),
+}
+_FRACTIONS = ("accuracy", "worst_class", "validation_accuracy", "top_is_owner", "average", "forgetting")
+_NATS = ("loss", "entropy", "label_entropy")
 
 CHECKS = Registry(
     "check",
@@ -36,10 +48,13 @@ CHECKS = Registry(
         "similar": "limbeck.study.claims:Similar",
         "threshold": "limbeck.study.claims:Threshold",
         "ratio": "limbeck.study.claims:Ratio",
+        "share-of-gain": "limbeck.study.claims:ShareOfGain",
         "monotone": "limbeck.study.claims:Monotone",
         "argmax-grows-with": "limbeck.study.claims:ArgmaxGrowsWith",
         "correlation": "limbeck.study.claims:Correlation",
         "measured": "limbeck.study.claims:Measured",
+        "entries": "limbeck.study.claims:Entries",
+        "factor": "limbeck.study.claims:Factor",
         "significant": "limbeck.study.claims:Significant",
     },
 )
@@ -80,21 +95,34 @@ class Check(BaseModel):
         return [(name, value) for name, value in self if isinstance(value, Selector)]
 
     @property
+    def pairs(self) -> tuple[Selector, ...]:
+        """The selectors whose measures are compared pair by pair."""
+        return ()
+
+    def settings(self, view: View) -> list[tuple[str, Selector]]:
+        """The field and the selector of every setting that `decide` looks at. Raises `OptionError` when an axis has too few values."""
+        return self.selectors
+
+    @property
     def axes(self) -> list[tuple[str, str]]:
         """The fields that name an axis: ``[("along", "ipc")]``."""
         return [(name, value) for name in ("along", "argmax", "over") if isinstance(value := getattr(self, name, None), str)]
 
 
 class Greater(Check):
-    """``mean(left) - mean(right) > by``. Paired where both have the same draws, experts and students, which share seeds."""
+    """``mean(left) - mean(right) > by``, paired on the draws, experts and students that both have (`limbeck.study.pairing.paired`)."""
 
     left: Selector
     right: Selector
     by: Annotated[float, Field(description="threshold of the difference")] = 0.0
 
+    @property
+    def pairs(self) -> tuple[Selector, ...]:
+        return self.left, self.right
+
     def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
-        gap = difference(view.values(self.left), view.values(self.right))
-        return _above(gap, self.by, f"{self.left.words} minus {self.right.words}: {_spoken(gap)}")
+        gap, words = _gap(view, self.left, self.right)
+        return _above(gap, self.by, words)
 
 
 class Similar(Check):
@@ -104,15 +132,15 @@ class Similar(Check):
     right: Selector
     within: Annotated[float, Field(gt=0, description="largest difference that counts as none")]
 
+    @property
+    def pairs(self) -> tuple[Selector, ...]:
+        return self.left, self.right
+
     def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
-        gap = difference(view.values(self.left), view.values(self.right))
+        gap, words = _gap(view, self.left, self.right)
         inside, outside = -self.within < gap.low and gap.high < self.within, gap.low > self.within or gap.high < -self.within
-        return Verdict(
-            "holds" if inside else "fails" if outside else "undecided",
-            f"{self.left.words} minus {self.right.words}: {_spoken(gap)}",
-            gap,
-            self.within,
-        )
+        asked = f"within ± {words.unit.number(self.within)}"
+        return Verdict("holds" if inside else "fails" if outside else "undecided", words.spoken(gap, asked), gap, self.within)
 
 
 class _Sided(Check):
@@ -127,11 +155,12 @@ class _Sided(Check):
             raise ValueError("a check needs exactly one of above and below")
         return self
 
-    def _verdict(self, interval: Interval, words: str) -> Verdict:
+    def _verdict(self, interval: Interval, words: "_Words") -> Verdict:
         if self.above is not None:
             return _above(interval, self.above, words)
         assert self.below is not None
-        return _above(Interval(-interval.mean, -interval.high, -interval.low, interval.covers, interval.n), -self.below, words, interval, self.below)
+        answer: Answer = "holds" if interval.high < self.below else "fails" if interval.low > self.below else "undecided"
+        return Verdict(answer, words.spoken(interval, f"below {words.unit.number(self.below)}"), interval, self.below)
 
 
 class Threshold(_Sided):
@@ -140,19 +169,44 @@ class Threshold(_Sided):
     of: Selector
 
     def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
-        interval = nested_interval(view.values(self.of))
-        return self._verdict(interval, f"{self.of.words}: {_spoken(interval)}")
+        found = paired(view, self.of)
+        return self._verdict(nested_interval(found.arrays[0]), _Words(self.of.words, unit_of(self.of.measure), found.words))
 
 
 class Ratio(_Sided):
-    """``mean(left) / mean(right)`` above or below a number; the interval is Fieller's, from paired values where they are paired."""
+    """``mean(left) / mean(right)`` above or below a number; the interval is Fieller's, from pairs."""
 
     left: Selector
     right: Selector
 
+    @property
+    def pairs(self) -> tuple[Selector, ...]:
+        return self.left, self.right
+
     def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
-        interval = ratio(view.values(self.left), view.values(self.right))
-        return self._verdict(interval, f"{self.left.words} over {self.right.words}: {_spoken(interval)}")
+        found = paired(view, self.left, self.right)
+        return self._verdict(
+            found.named(ratio(found.arrays[0], found.arrays[1])), _Words(f"{self.left.words} over {self.right.words}", _PLAIN, found.words)
+        )
+
+
+class ShareOfGain(_Sided):
+    """``(mean(of) - mean(base)) / (mean(full) - mean(base))`` above or below a number: how much of the way from `base` to `full` the arm `of` goes. The interval
+    is Fieller's, from the paired differences, and unbounded where the gain itself is not clearly different from 0."""
+
+    of: Selector
+    base: Selector
+    full: Selector
+
+    @property
+    def pairs(self) -> tuple[Selector, ...]:
+        return self.of, self.base, self.full
+
+    def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
+        found = paired(view, self.of, self.base, self.full)
+        of, base, full = found.arrays
+        words = f"{self.of.words} minus {self.base.words} over {self.full.words} minus {self.base.words}"
+        return self._verdict(found.named(ratio(of - base, full - base)), _Words(words, _PLAIN, found.words))
 
 
 class Monotone(Check):
@@ -164,10 +218,14 @@ class Monotone(Check):
     direction: Literal["increases", "decreases"] = "increases"
     slack: Annotated[float, Field(ge=0, description="a step back that does not count")] = 0.0
 
-    def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
+    def settings(self, view: View) -> list[tuple[str, Selector]]:
         values = view.along(self.of, self.along)
         if len(values) < 2:
             raise OptionError(f"a trend along {self.along!r} needs two values of it, got {len(values)}; give the axis more")
+        return [("of", self.of.at(**{self.along: value})) for value in values]
+
+    def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
+        values = view.along(self.of, self.along)
         sign = 1 if self.direction == "increases" else -1
         arrays = [sign * view.values(self.of.at(**{self.along: value})) for value in values]
         steps = [difference(after, before, 1 - 0.05 / (len(arrays) - 1)) for before, after in itertools.pairwise(arrays)]
@@ -176,11 +234,11 @@ class Monotone(Check):
         answer: Answer = "fails" if back or ends.high < 0 else "holds" if ends.low > 0 else "undecided"
         low, high = sorted((sign * ends.low, sign * ends.high))
         shown = Interval(sign * ends.mean, low, high, ends.covers, ends.n)
-        words = f"{self.of.words} from {self.along} {values[0]} to {values[-1]}: {_spoken(shown)}" + (
-            f"; the other way {', '.join(back)}" if back else ""
-        )
-        means = tuple(f"{self.along} {value}: {sign * array.mean():.4g}" for value, array in zip(values, arrays, strict=True))
-        return Verdict(answer, words, shown, 0.0, means)
+        unit = unit_of(self.of.measure)
+        numbers = Side.of(view, self.of, arrays[0]).numbers + (f"; the other way {', '.join(back)}" if back else "")
+        words = _Words(f"{self.of.words} from {self.along} {values[0]} to {values[-1]}", unit.of_differences, numbers)
+        means = tuple(f"{self.along} {value}: {unit.number(sign * array.mean())}" for value, array in zip(values, arrays, strict=True))
+        return Verdict(answer, words.spoken(shown, f"{'above' if sign > 0 else 'below'} {unit.of_differences.number(0.0)}"), shown, 0.0, means)
 
 
 class ArgmaxGrowsWith(Check):
@@ -196,12 +254,19 @@ class ArgmaxGrowsWith(Check):
     along: str
     direction: Literal["grows", "shrinks"] = "grows"
 
+    def settings(self, view: View) -> list[tuple[str, Selector]]:
+        rows = view.along(self.of, self.along)
+        if len(rows) < 2:
+            raise OptionError(f"whether an argmax {self.direction} needs two values of {self.along!r}, got {len(rows)}; give the axis more")
+        lines = [self.of.at(**{self.along: row}) for row in rows]
+        if max(len(view.along(line, self.argmax)) for line in lines) < 2:
+            raise OptionError(f"an argmax needs two values of {self.argmax!r}, got 1; give the axis more")
+        return [("of", line.at(**{self.argmax: column})) for line in lines for column in view.along(line, self.argmax)]
+
     def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
         from limbeck.streams import Streams
 
         rows = view.along(self.of, self.along)
-        if len(rows) < 2:
-            raise OptionError(f"whether an argmax {self.direction} needs two values of {self.along!r}, got {len(rows)}; give the axis more")
         columns = [view.along(self.of.at(**{self.along: row}), self.argmax) for row in rows]
         grid = [
             [view.values(self.of.at(**{self.along: row, self.argmax: column})) for column in places]
@@ -239,7 +304,8 @@ class ArgmaxGrowsWith(Check):
         best = [line[int(stack.reshape(len(stack), -1).mean(1).argmax())] for line, stack in zip(columns, stacks, strict=True)]
         shown = tuple(f"best {self.argmax} at {self.along} {row}: {column}" for row, column in zip(rows, best, strict=True))
         answer: Answer = "undecided" if not found else "holds" if low > 0 else "fails" if high <= 0 else "undecided"
-        return Verdict(answer, f"{', '.join(shown)}; places for each step of {self.along}: {_spoken(interval)}", interval, 0.0, shown)
+        words = _Words(f"{', '.join(shown)}; places for each step of {self.along}", _PLAIN, Side.of(view, self.of, grid[0][0]).numbers)
+        return Verdict(answer, words.spoken(interval, "above 0"), interval, 0.0, shown)
 
 
 class Correlation(_Sided):
@@ -250,53 +316,136 @@ class Correlation(_Sided):
     y: Selector
     over: str
 
+    def settings(self, view: View) -> list[tuple[str, Selector]]:
+        values = self._values(view)
+        if len(values) < 4:
+            raise OptionError(f"a rank correlation needs four values of {self.over!r} that both sides have, got {len(values)}; give the axis more")
+        return [(name, of.at(**{self.over: value})) for name, of in (("x", self.x), ("y", self.y)) for value in values]
+
     def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
-        values = [value for value in view.along(self.x, self.over) if value in view.along(self.y, self.over)]
+        values = self._values(view)
         pairs = [[float(view.values(of.at(**{self.over: value})).mean()) for value in values] for of in (self.x, self.y)]
-        interval = spearman(*pairs)
-        return self._verdict(
-            interval, f"rank correlation of {self.x.measure} and {self.y.measure} over {len(values)} values of {self.over}: {_spoken(interval)}"
-        )
+        what = f"rank correlation of {self.x.words} and {self.y.words}, {self.x.measure} and {self.y.measure}"
+        return self._verdict(spearman(*pairs), _Words(what, _PLAIN, f"{len(values)} values of {self.over}"))
+
+    def _values(self, view: View) -> list[Scalar]:
+        return [value for value in view.along(self.x, self.over) if value in view.along(self.y, self.over)]
 
 
-class _OfAnalysis(Check):
-    """About a scalar quantity of one of the study's analyses."""
+class OfAnalysis(Check):
+    """About what one of the study's analyses measured."""
 
+    @property
+    def analyses(self) -> list[tuple[str, str]]:
+        """The fields that name an analysis: ``[("analysis", "law")]``."""
+        return [(name, value) for name, value in self if name == "analysis"]
+
+
+class _OfScalar(OfAnalysis):
     analysis: Annotated[str, Field(description="id of an analysis of this study")]
     quantity: Annotated[str, Field(description="name of a scalar quantity of its measurement")]
 
-    def _scalar(self, measured: "Mapping[str, Measurement]") -> "Quantity":
-        if self.analysis not in measured:
-            raise NotMeasured(f"the analysis {self.analysis!r} has no result yet")
-        quantities = measured[self.analysis].quantities
-        if self.quantity not in quantities and measured[self.analysis].settings.get("missing"):
-            raise NotMeasured(f"{self.quantity!r} of the analysis {self.analysis!r} is not measured yet; run: limbeck study resume")
-        if self.quantity not in quantities or quantities[self.quantity].values.ndim:
-            scalars = [name for name, quantity in quantities.items() if not quantity.values.ndim]
-            raise OptionError(
-                f"the analysis {self.analysis!r} has no scalar {self.quantity!r}; {nearest(self.quantity, scalars) if scalars else 'it has none'}"
-            )
-        return quantities[self.quantity]
 
-
-class Significant(_OfAnalysis):
+class Significant(_OfScalar):
     """A p-value at most `level`: holds, or is undecided, since a large p-value shows nothing."""
 
     level: Annotated[float, Field(gt=0, lt=1, description="largest p-value that counts")] = 0.05
 
     def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
-        value = float(self._scalar(measured).values)
-        return Verdict("holds" if value <= self.level else "undecided", f"{self.quantity}: p = {value:.2g}", threshold=self.level)
+        value = float(_quantity(measured, self.analysis, self.quantity, scalar=True).values)
+        words = f"{self.quantity}: p = {value:.2g}; asked: at most {self.level:g}"
+        return Verdict("holds" if value <= self.level else "undecided", words, threshold=self.level)
 
 
-class Measured(_Sided, _OfAnalysis):
+class Measured(_Sided, _OfScalar):
     """A scalar quantity of one of the study's analyses, above or below a number; its interval is the analysis's own."""
 
     def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
-        found = self._scalar(measured)
-        low, high = (float("nan") if side is None else float(side) for side in (found.low, found.high))
-        interval = Interval(float(found.values), low, high, found.covers or "nothing repeated", 1)
-        return self._verdict(interval, f"{self.quantity}: {_spoken(interval)}")
+        found = _quantity(measured, self.analysis, self.quantity, scalar=True)
+        return self._verdict(_interval(found), _Words(self.quantity, _unit_of_quantity(self.quantity, found), ""))
+
+
+class Entries(_Sided, OfAnalysis):
+    """Two rows of a quantity with axes, compared entry by entry along one of them: ``mean(left) / mean(right)``, with Fieller's interval, or
+    ``mean(left - right)``, with Student's; both cover the entries."""
+
+    analysis: Annotated[str, Field(description="id of an analysis of this study")]
+    quantity: Annotated[str, Field(description="name of a quantity of its measurement")]
+    each: Annotated[str, Field(description="axis of the quantity whose entries are the pairs")]
+    left: Annotated[dict[str, Scalar], Field(description="values of the quantity's other axes")]
+    right: Annotated[dict[str, Scalar], Field(description="the same of what it is compared with")]
+    compare: Annotated[Literal["ratio", "difference"], Field(description="left over right, or left minus right")]
+
+    def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
+        found = _quantity(measured, self.analysis, self.quantity)
+        axes = measured[self.analysis].axes
+        left, right = (self._row(found, axes, side)[None, None] for side in (self.left, self.right))
+        interval = ratio(left, right) if self.compare == "ratio" else difference(left, right)
+        interval = replace(interval, covers=interval.covers.replace("students", f"values of {self.each}"))
+        named = [", ".join(f"{name} {value}" for name, value in side.items()) for side in (self.left, self.right)]
+        unit = _PLAIN if self.compare == "ratio" else _POINTS if found.unit == "fraction" else _Unit(1.0, found.unit)
+        words = _Words(
+            f"{self.quantity} of {named[0]} {'over' if self.compare == 'ratio' else 'minus'} that of {named[1]}",
+            unit,
+            f"{left.size} values of {self.each}",
+        )
+        return self._verdict(interval, words)
+
+    def _row(self, found: "Quantity", axes: "Mapping[str, tuple[Any, ...]]", side: "Mapping[str, Scalar]") -> np.ndarray:
+        if {*side, self.each} != set(found.axes):
+            raise OptionError(
+                f"{self.quantity!r} has the axes {', '.join(found.axes)}, got {', '.join((*side, self.each))}; name a value of each but `each`"
+            )
+        place: list[Any] = [slice(None)] * len(found.axes)
+        for axis, value in side.items():
+            if value not in axes[axis]:
+                raise OptionError(f"axis {axis!r} of {self.quantity!r} has no value {value!r}; it has {', '.join(map(str, axes[axis]))}")
+            place[found.axes.index(axis)] = axes[axis].index(value)
+        row: np.ndarray = found.values[tuple(place)]
+        if not np.isfinite(row).all():
+            raise NotMeasured(f"part of {self.quantity!r} of the analysis {self.analysis!r} is not measured yet; run: limbeck study resume")
+        return row
+
+
+class ScalarName(BaseModel):
+    """A scalar quantity of an analysis: ``{ analysis = "law", quantity = "saving" }``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    analysis: Annotated[str, Field(description="id of an analysis of this study")]
+    quantity: Annotated[str, Field(description="name of a scalar quantity of its measurement")]
+
+
+class Factor(OfAnalysis):
+    """Two positive scalars of analyses are the same up to a factor: holds when the whole interval of ``left / right`` lies between ``1 / within`` and ``within``,
+    fails when it lies outside.
+
+    The interval of ``log(left) - log(right)`` combines the scalars' own intervals as if they were independent (Zou and Donner 2008); estimates that share data,
+    and so err together, make it too wide, not too narrow.
+    """
+
+    left: ScalarName
+    right: ScalarName
+    within: Annotated[float, Field(gt=1, description="largest factor that counts as none")]
+
+    @property
+    def analyses(self) -> list[tuple[str, str]]:
+        return [("left", self.left.analysis), ("right", self.right.analysis)]
+
+    def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
+        first, second = (_interval(_quantity(measured, side.analysis, side.quantity, scalar=True)) for side in (self.left, self.right))
+        if min(first.mean, second.mean) <= 0:
+            raise OptionError(f"a factor is between numbers above 0, got {first.mean:.4g} and {second.mean:.4g}; use another check")
+        with np.errstate(divide="ignore", over="ignore"):
+            (x, x_low, x_high), (y, y_low, y_high) = (np.log([side.mean, max(side.low, 0), side.high]) for side in (first, second))
+            low, high = np.exp([x - y - np.hypot(x - x_low, y_high - y), x - y + np.hypot(x_high - x, y - y_low)]).tolist()
+        covers = " and ".join(dict.fromkeys((first.covers, second.covers)))
+        interval = Interval(math.exp(x - y), low, high, covers, 1)
+        inside, outside = 1 / self.within < low and high < self.within, low > self.within or high < 1 / self.within
+        what = f"{self.left.quantity} of {self.left.analysis} over {self.right.quantity} of {self.right.analysis}"
+        words = _Words(what, _PLAIN, f"{first.mean:.4g} and {second.mean:.4g}")
+        asked = f"between {1 / self.within:.4g} and {self.within:.4g}"
+        return Verdict("holds" if inside else "fails" if outside else "undecided", words.spoken(interval, asked), interval, self.within)
 
 
 def parse_check(claim: Claim) -> Check:
@@ -307,19 +456,21 @@ def parse_check(claim: Claim) -> Check:
 
 
 def decide(claim: Claim, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
-    """The verdict on a claim."""
+    """The verdict on a claim. What a claim gets wrong makes that claim undecided, with the reason, and leaves the others alone."""
     check = parse_check(claim)
     try:
         verdict = check.decide(view, measured)
-        if verdict.interval is None:
-            return verdict
-        return replace(verdict, interval=view.named(verdict.interval, *(selector for _, selector in check.selectors)))
     except NotMeasured as missing:
         return Verdict("not measured", str(missing))
+    except OptionError as error:
+        return Verdict("undecided", f"cannot be decided: {error}")
+    if verdict.interval is None:
+        return verdict
+    return replace(verdict, interval=view.named(verdict.interval, *(selector for _, selector in check.selectors)))
 
 
 def check_claims(study: Study) -> None:
-    """Checks kinds, fields and names of every claim against the study, with the place in the file."""
+    """Checks kinds, fields and names of every claim against the study, with the place in the file, and that its cells can be compared."""
     for number, claim in enumerate(study.file.claims):
         place: Place = ("claims", number, "check")
         try:
@@ -328,11 +479,59 @@ def check_claims(study: Study) -> None:
             raise problem(error, CHECKS[str(claim.check.get("kind"))], study.text, place) from None
         except OptionError as error:
             raise OptionError(f"{error}, at {study.text.words((*place, 'kind'))}") from None
-        if isinstance(check, Measured) and check.analysis not in (known := [entry.id for entry in study.file.analyses]):
-            hint = nearest(check.analysis, known) if known else "the study has none"
-            raise OptionError(f"unknown analysis {check.analysis!r} at {study.text.words((*place, 'analysis'))}; {hint}")
         for scale in claim.scales or study.file.scales:
+            _check_analyses(study, scale, check, place)
             _check_names(study, scale, check, place)
+            _check_settings(study, scale, check, place)
+
+
+def _check_analyses(study: Study, scale: str, check: Check, place: Place) -> None:
+    if not isinstance(check, OfAnalysis):
+        return
+    known = [entry.id for entry in study.file.analyses if entry.scales is None or scale in entry.scales]
+    for field, name in check.analyses:
+        if name not in known:
+            hint = nearest(name, known) if known else "it has none"
+            raise OptionError(f"unknown analysis {name!r} at {study.text.words((*place, field))} (scale {scale!r}); {hint}")
+
+
+def _check_settings(study: Study, scale: str, check: Check, place: Place) -> None:
+    """One setting for each selector as `decide` narrows it, a measure that its task has, and repeats in common."""
+    cells = study.cells(scale)
+    view = View(study, scale, cells, [str(number) for number in range(len(cells))], {})
+    with _placed(study, scale, place):
+        settings = check.settings(view)
+    for field, selector in settings:
+        with _placed(study, scale, (*place, field)):
+            _check_measure(view, selector)
+            with suppress(NotMeasured):
+                view.values(selector)
+    with _placed(study, scale, place):
+        check_pairs(view, *check.pairs)
+
+
+@contextmanager
+def _placed(study: Study, scale: str, place: Place) -> "Iterator[None]":
+    """Adds the place in the file to what goes wrong inside."""
+    try:
+        yield
+    except OptionError as error:
+        raise OptionError(f"{error}, at {study.text.words(place)} (scale {scale!r})") from None
+
+
+def _check_measure(view: View, selector: Selector) -> None:
+    """Raises `OptionError` for a measure that the arm's task does not have."""
+    making = matching(view.cells, selector.where)[0].making
+    if making.task == "analyze":
+        if not any(selector.measure.startswith(f"{name} ") for name in making.analyses):
+            known = ", ".join(f"{name} ..." for name in making.analyses)
+            raise OptionError(f"{selector.arm!r} has no measure {selector.measure!r}; its measures begin with the analysis: {known}")
+        return
+    measures = list(MEASURES[making.task])
+    if making.replay is not None:
+        measures += [f"accuracy {each} {number + 1}" for each in ("after", "on group") for number in range(making.replay.groups)]
+    if selector.measure not in measures:
+        raise OptionError(f"{selector.arm!r} has no measure {selector.measure!r}; {nearest(selector.measure, measures)}")
 
 
 def _check_names(study: Study, scale: str, check: Check, place: Place) -> None:
@@ -363,34 +562,51 @@ def check_selector(study: Study, scale: str, selector: Selector, place: Place) -
 
 
 def difference(left: np.ndarray, right: np.ndarray, level: float = 0.95) -> Interval:
-    """Interval of ``mean(left) - mean(right)``: paired for equal shapes, whose entries share seeds; otherwise half-widths add in quadrature."""
+    """Interval of ``mean(left) - mean(right)``, measures [draws, experts, students]: paired for equal shapes, whose entries share seeds.
+
+    Otherwise, students of one set on each side are compared by Student's two-sample t, which takes their spread to be equal, and half-widths of anything else
+    add in quadrature.
+    """
     if left.shape == right.shape:
         return nested_interval(left - right, level)
+    if left.shape[:2] == right.shape[:2] == (1, 1):
+        from scipy.stats import t
+
+        freedom, gap = left.size + right.size - 2, float(left.mean() - right.mean())
+        squares = sum(float(((side - side.mean()) ** 2).sum()) for side in (left, right))
+        half = float(t.ppf(0.5 + level / 2, freedom)) * math.sqrt(squares / freedom * (1 / left.size + 1 / right.size))
+        return Interval(gap, gap - half, gap + half, "students (unpaired, taken to spread equally)", left.size + right.size)
     first, second = nested_interval(left, level), nested_interval(right, level)
     half, gap = math.hypot(first.half_width, second.half_width), first.mean - second.mean
-    return Interval(gap, gap - half, gap + half, f"{first.covers} (unpaired)", first.n + second.n)
+    return Interval(gap, gap - half, gap + half, f"{first.covers} against {second.covers} (unpaired)", first.n + second.n)
 
 
 def ratio(left: np.ndarray, right: np.ndarray) -> Interval:
-    """Interval of ``mean(left) / mean(right)`` after Fieller (1954): the ratios r at which the interval of ``left - r right`` covers 0, which may be unbounded."""
-    center = float(left.mean() / right.mean())
+    """Interval of ``mean(left) / mean(right)`` after Fieller (1954): the ratios r at which the interval of ``left - r right`` covers 0. It is unbounded where the
+    interval of `right` covers 0."""
+    below, right_mean = nested_interval(right), float(right.mean())
+    center = float(left.mean()) / right_mean if right_mean else math.nan
+    if not math.isfinite(center) or below.low <= 0 <= below.high:
+        return Interval(center, -math.inf, math.inf, below.covers, left.size)
 
     def rejects(at: float) -> bool:
         gap = difference(left, at * right)
         return gap.low > 0 or gap.high < 0
 
-    if not math.isfinite(difference(left, center * right).low):
-        return Interval(center, float("nan"), float("nan"), "nothing repeated", left.size)
+    at_center = difference(left, center * right)
+    if not math.isfinite(at_center.low):
+        return Interval(center, math.nan, math.nan, "nothing repeated", left.size)
+    unit = abs(center) or 1.0
     edges = []
     for sign in (-1, 1):
-        inside, outside = center, center + sign * 1e-3 * abs(center)
-        while not rejects(outside) and abs(outside - center) < 1e6 * abs(center):
+        inside, outside = center, center + sign * 1e-3 * unit
+        while not rejects(outside) and abs(outside - center) < 1e6 * unit:
             outside = center + 2 * (outside - center)
         for _ in range(60 if rejects(outside) else 0):
             middle = (inside + outside) / 2
             inside, outside = (inside, middle) if rejects(middle) else (middle, outside)
         edges.append(inside if rejects(outside) else sign * math.inf)
-    return Interval(center, edges[0], edges[1], difference(left, center * right).covers, left.size)
+    return Interval(center, edges[0], edges[1], at_center.covers, left.size)
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> Interval:
@@ -407,12 +623,85 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> Interval:
     return Interval(r, math.tanh(z - 1.959964 * error), math.tanh(z + 1.959964 * error), "settings", count)
 
 
-def _above(interval: Interval, threshold: float, words: str, shown: Interval | None = None, spoken: float | None = None) -> Verdict:
+@dataclass(frozen=True)
+class _Unit:
+    """How a number is written: times `factor`, with `word` after it."""
+
+    factor: float = 1.0
+    word: str = ""
+    difference_word: str | None = None
+
+    @property
+    def of_differences(self) -> "_Unit":
+        """The unit of a difference of two such numbers: points, where each is in %."""
+        return self if self.difference_word is None else _Unit(self.factor, self.difference_word)
+
+    def number(self, value: float) -> str:
+        """``5.2 %``."""
+        return f"{self.factor * value:.4g} {self.word}".strip()
+
+
+_PLAIN, _PERCENT = _Unit(), _Unit(100.0, "%", "points")
+_POINTS = _PERCENT.of_differences
+
+
+@dataclass(frozen=True)
+class _Words:
+    """A measurement in words: what was measured, its unit, and how often it was repeated."""
+
+    what: str
+    unit: _Unit
+    numbers: str
+
+    def spoken(self, interval: Interval, asked: str) -> str:
+        """``soft (ipc 1) minus hard (ipc 1): 5.2 points [4.1, 6.3]; asked: above 2 points; 3 draws x 1 student``."""
+        factor, mean = self.unit.factor, self.unit.number(interval.mean)
+        if math.isfinite(interval.low) or math.isfinite(interval.high):
+            found = f"{mean} [{factor * interval.low:.4g}, {factor * interval.high:.4g}]"
+        elif math.isinf(interval.low):
+            found = f"{mean} (no bounds: what it is divided by may be 0)"
+        else:
+            found = f"{mean} (no interval: {interval.covers})"
+        return "; ".join(part for part in (f"{self.what}: {found}", f"asked: {asked}", self.numbers) if part)
+
+
+def unit_of(measure: str) -> _Unit:
+    """The unit in which a measure of a task is written."""
+    if measure in _FRACTIONS or measure.startswith(("accuracy after ", "accuracy on group ")):
+        return _PERCENT
+    return _Unit(1.0, "nats") if measure in _NATS else _PLAIN
+
+
+def _unit_of_quantity(name: str, found: "Quantity") -> _Unit:
+    if found.unit != "fraction":
+        return _Unit(1.0, found.unit)
+    return _POINTS if any(word in name for word in ("minus", "gap", "spread")) else _PERCENT
+
+
+def _gap(view: View, left: Selector, right: Selector) -> tuple[Interval, _Words]:
+    found = paired(view, left, right)
+    unit = unit_of(left.measure).of_differences
+    return found.named(difference(found.arrays[0], found.arrays[1])), _Words(f"{left.words} minus {right.words}", unit, found.words)
+
+
+def _above(interval: Interval, threshold: float, words: _Words) -> Verdict:
     answer: Answer = "holds" if interval.low > threshold else "fails" if interval.high < threshold else "undecided"
-    return Verdict(answer, words, shown or interval, threshold if spoken is None else spoken)
+    return Verdict(answer, words.spoken(interval, f"above {words.unit.number(threshold)}"), interval, threshold)
 
 
-def _spoken(interval: Interval) -> str:
-    if not math.isfinite(interval.low) and not math.isfinite(interval.high):
-        return f"{interval.mean:.4g} (no interval: {interval.covers})"
-    return f"{interval.mean:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+def _quantity(measured: "Mapping[str, Measurement]", analysis: str, name: str, *, scalar: bool = False) -> "Quantity":
+    """A quantity of an analysis by name; with `scalar`, one without axes."""
+    if analysis not in measured:
+        raise NotMeasured(f"the analysis {analysis!r} has no result yet")
+    found = {key: quantity for key, quantity in measured[analysis].quantities.items() if not (scalar and quantity.values.ndim)}
+    if name in found:
+        return found[name]
+    if measured[analysis].settings.get("missing"):
+        raise NotMeasured(f"{name!r} of the analysis {analysis!r} is not measured yet; run: limbeck study resume")
+    kind = "scalar" if scalar else "quantity"
+    raise OptionError(f"the analysis {analysis!r} has no {kind} {name!r}; {nearest(name, found) if found else 'it has none'}")
+
+
+def _interval(found: "Quantity") -> Interval:
+    low, high = (math.nan if side is None else float(side) for side in (found.low, found.high))
+    return Interval(float(found.values), low, high, found.covers or "nothing repeated", 1)
