@@ -110,14 +110,25 @@ def test_a_torn_last_line_is_dropped_and_done_again(finished: Run, tmp_path: Pat
         Ledger(path)
 
 
-def test_the_table_has_a_row_for_every_cell(finished: Run) -> None:
+def test_the_table_has_a_row_for_every_cell_and_needs_no_other_file(finished: Run) -> None:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(finished.out / ROWS).to_pylist()
-    assert len(table) == 8
-    assert table[2]["arm"] == "soft"
-    assert table[2]["axis.ipc"] == 1
-    assert len(table[2]["measure.accuracy"]) == 2
+    table = pq.read_table(finished.out / ROWS)
+    rows = table.to_pylist()
+    assert [row["arm"] for row in rows] == ["expert"] * 2 + ["soft"] * 4 + ["hard"] * 2
+    soft, hard = rows[3], rows[6]
+    assert (soft["study"], soft["scale"], soft["source"], soft["data.test"]) == ("small", "smoke", "digits", finished.data.test)
+    assert (soft["axis.ipc"], soft["axis.epoch"], hard["axis.epoch"]) == (1, 2, None)
+    assert (soft["set.method"], json.loads(soft["set.rule"])["kind"], soft["set.transforms"], soft["set.ipc"]) == ("random-real", "soft", "[]", 1)
+    assert (soft["experts"], soft["expert_step"], hard["experts"], hard["expert_step"]) == ([0], 12, None, None)
+    assert (rows[1]["experts"], rows[1]["expert_step"], rows[1]["set.method"]) == ([0], 12, None)
+    assert soft["set.digest"] == finished.ledger.rows[soft["set.key"]]["digests"]["set"]
+    assert len(soft["measure.accuracy"]) == 2
+    assert (soft["measure.images"], len(rows[0]["measure.accuracy"])) == (10, 1)
+    assert {"torch", "numpy"} <= set(json.loads(soft["versions"]))
+    assert "cpu" in json.loads(soft["machine"])
+    assert str(table.schema.field("axis.epoch").type) == "int64"
+    assert [column["numpy_type"] for column in json.loads(table.schema.metadata[b"pandas"])["columns"] if column["name"] == "axis.epoch"] == ["Int64"]
 
 
 def test_keys_are_stable_and_hang_on_everything_that_decides_a_number() -> None:

@@ -1,7 +1,7 @@
 """Who does the units of a graph: this process (`InProcess`), or the workers of a Ray cluster (`limbeck.study.ray_executor`)."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -79,11 +79,13 @@ class InProcess:
         self._units.clear()
 
 
-def make_executor(options: ExecutorOptions, premises: Premises, artefacts: Artefacts, reporter: Reporter, threads: int) -> Executor:
-    """The executor that the options name. Ray is imported only when it is asked for."""
+def make_executor(
+    options: ExecutorOptions, premises: Premises, artefacts: Artefacts, reporter: Reporter, threads: int, units: Sequence[Unit] = ()
+) -> Executor:
+    """The executor that the options name; `units` is the work to come. Ray is imported only when it is asked for."""
     if options.kind == "in-process":
         return InProcess(premises, artefacts, reporter)
     from limbeck.study.ray_executor import RayExecutor
 
-    made: Any = RayExecutor(options, premises, reporter, threads)
+    made: Any = RayExecutor(options, premises, reporter, threads, units)
     return made

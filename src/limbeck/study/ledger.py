@@ -71,34 +71,56 @@ class Ledger:
         rows = [{name: value for name, value in row.items() if name not in VOLATILE} for key, row in self._rows.items() if key in wanted]
         return "".join(store.canonical_json(row) + "\n" for row in sorted(rows, key=lambda row: str(row["key"])))
 
-    def to_parquet(self, path: Path, cells: Sequence[Cell], keys: Sequence[str]) -> None:
-        """Writes one row for every measured cell: arm, axes as columns ``axis.NAME``, and the ledger's row with measures as columns of their own."""
+    def to_parquet(self, path: Path, cells: Sequence[Cell], keys: Sequence[str], about: Mapping[str, str]) -> None:
+        """Writes one row for every measured cell: what `about` says of them all, arm, axes as columns ``axis.NAME``, the settings of the set or memory that was
+        measured as ``set.NAME``, the numbers and the snapshot of the experts that labeled it, and the ledger's row with measures as columns of their own."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         axes = list(dict.fromkeys(name for cell in cells for name in cell.coordinates))
-        table = [_flat(cell, axes, self._rows[key]) for cell, key in zip(cells, keys, strict=True) if key in self._rows]
+        table = [{**about, **self._flat(cell, axes, self._rows[key])} for cell, key in zip(cells, keys, strict=True) if key in self._rows]
         names = list(dict.fromkeys(name for row in table for name in row))
         columns = {name: _column([row.get(name) for row in table]) for name in names}
-        store.write_atomically(path, lambda temporary: pq.write_table(pa.table(columns), temporary))
+        written = pa.table(columns).replace_schema_metadata(_for_pandas(columns))
+        store.write_atomically(path, lambda temporary: pq.write_table(written, temporary))
 
+    def _flat(self, cell: Cell, axes: Sequence[str], row: Row) -> dict[str, Any]:
+        plain = {name: row[name] for name in ("key", "kind", "seconds", "finished")}
+        texts = {name: store.canonical_json(row[name]) for name in ("settings", "inputs", "digests", "facts", "versions", "machine")}
+        measures = {f"measure.{name}": value for name, value in row["measures"].items()}
+        coordinates = {f"axis.{name}": cell.coordinates.get(name) for name in axes}
+        return {"arm": cell.arm, **coordinates, **self._origin(row), **measures, **plain, **texts}
 
-def _flat(cell: Cell, axes: Sequence[str], row: Row) -> dict[str, Any]:
-    plain = {name: row[name] for name in ("key", "kind", "seconds", "finished")}
-    texts = {name: store.canonical_json(row[name]) for name in ("settings", "inputs", "digests", "facts", "versions", "machine")}
-    measures = {f"measure.{name}": value if isinstance(value, list) else [value] for name, value in row["measures"].items()}
-    return {"arm": cell.arm, **{f"axis.{name}": cell.coordinates.get(name) for name in axes}, **plain, **measures, **texts}
+    def _origin(self, row: Row) -> dict[str, Any]:
+        """What was measured: the set of a row (of a replay: the first of its memories, which differ in their classes alone), and the experts."""
+        made = row if row["kind"] == "set" else next((self._rows[key] for role in ("set", "memory") for key in row["inputs"].get(role, ())), None)
+        settings = {} if made is None else {name: value for name, value in made["settings"].items() if name not in ("classes", "data")}
+        columns = {f"set.{name}": store.canonical_json(value) if isinstance(value, (dict, list)) else value for name, value in settings.items()}
+        if made is not None and made is not row:
+            columns |= {"set.key": made["key"], "set.digest": made["digests"]["set"]}
+        labeled = made or row
+        experts = [self._rows[key]["settings"]["index"] for key in labeled["inputs"].get("experts", ())] or settings.get("expert", {}).get("indices")
+        return {**columns, "experts": experts, "expert_step": labeled["measures"].get("step")}
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """Values of one type: an axis may have numbers and words ("best") for values, and numbers with and without a fraction."""
+    """Values of one type: an axis may have numbers and words ("best") for values, and a measure may be one number in some arms and several in others."""
+    if any(isinstance(value, list) for value in values):
+        parts = [value if value is None or isinstance(value, list) else [value] for value in values]
+        flat = iter(_column([part for value in parts if value is not None for part in value]))
+        return [None if value is None else [next(flat) for _ in value] for value in parts]
     if any(isinstance(value, str) for value in values):
         return [None if value is None else str(value) for value in values]
     if any(isinstance(value, float) for value in values):
         return [None if value is None else float(value) for value in values]
-    if any(isinstance(value, list) for value in values):
-        return [None if value is None else [None if part is None else float(part) for part in value] for value in values]
     return values
+
+
+def _for_pandas(columns: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """Whole numbers with gaps (an axis that not every arm has) stay whole in pandas, which would otherwise read them as fractions."""
+    whole = [name for name, values in columns.items() if None in values and {type(value) for value in values} == {int, type(None)}]
+    told = [{"name": name, "field_name": name, "pandas_type": "int64", "numpy_type": "Int64", "metadata": None} for name in whole]
+    return {"pandas": json.dumps({"columns": told, "index_columns": [], "column_indexes": []})}
 
 
 def _read(path: Path) -> tuple[dict[str, Row], int]:

@@ -1,5 +1,7 @@
 """The same graph on a Ray cluster (Moritz et al. 2018, arXiv 1712.05889): one Ray task for each unit, tried again when its worker dies."""
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from limbeck.progress import Reporter
 from limbeck.study.artefacts import Artefacts, Row
 from limbeck.study.executors import ExecutorOptions
 from limbeck.study.graph import Task, Unit
+from limbeck.study.ray_training import lacking, needs, start
 from limbeck.study.tasks import Premises, Workplace, run_unit
 
 _RETRIES = 5
@@ -17,13 +20,14 @@ _RETRIES = 5
 class RayExecutor:
     """Units as Ray tasks. Workers open the data themselves and write artefacts where `premises` says; only their rows travel back.
 
-    Without an address a local Ray is started, with ``options.workers`` processes, and stopped again by `close`. A task whose worker dies is tried again, up to five
-    times; one that fails for a reason of its own is not, since it would fail again.
+    Without an address a local Ray is started, and stopped again by `close`. It does ``options.workers`` units at once, and has room for the workers of any expert of
+    the `units` to come that several train together. A task whose worker dies is tried again, up to five times; one that fails for a reason of its own is not, since
+    it would fail again.
     """
 
     talks = False
 
-    def __init__(self, options: ExecutorOptions, premises: Premises, reporter: Reporter, threads: int) -> None:
+    def __init__(self, options: ExecutorOptions, premises: Premises, reporter: Reporter, threads: int, units: Sequence[Unit] = ()) -> None:
         try:
             import ray
         except Exception:
@@ -32,11 +36,17 @@ class RayExecutor:
         self._premises = vars(premises)
         self._units: dict[Any, Unit] = {}
         self._own = not ray.is_initialized()
-        if self._own:
-            _connect(ray, options, reporter)
-        local = options.address is None
+        wanted = _most(units)
         # on a local cluster the number of workers says how many units run at once; elsewhere each takes as many cores as its plan has threads
-        remote = ray.remote(num_cpus=1 if local else threads, num_gpus=options.gpus, max_retries=_RETRIES, retry_exceptions=False)
+        cores = threads if options.address is not None else max(1, math.ceil(wanted.get("CPU", 0) / options.workers))
+        if self._own:
+            _connect(ray, options, cores, reporter)
+        try:
+            _check_room(ray, options, wanted, reporter)
+        except OptionError:
+            self.close()
+            raise
+        remote = ray.remote(num_cpus=cores, num_gpus=options.gpus, max_retries=_RETRIES, retry_exceptions=False)
         self._work = remote(_work)
 
     def submit(self, unit: Unit) -> None:
@@ -72,11 +82,24 @@ class RayExecutor:
             self._ray.shutdown()
 
 
-def _connect(ray: Any, options: ExecutorOptions, reporter: Reporter) -> None:
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+def _most(units: Sequence[Unit]) -> dict[str, int]:
+    """What the most demanding expert that several workers train together takes; nothing where there is none."""
+    each = [needs(task.settings) for unit in units for task in unit if task.settings.get("workers", 1) > 1]
+    return {resource: max(taken.get(resource, 0) for taken in each) for resource in sorted({name for taken in each for name in taken})}
+
+
+def _check_room(ray: Any, options: ExecutorOptions, wanted: Mapping[str, int], reporter: Reporter) -> None:
+    """A local Ray that lacks what an expert's workers need would wait for ever; a cluster may grow, so there it is only told."""
+    if words := lacking(ray, wanted):
+        if options.address is None:
+            raise OptionError(f"an expert that several workers train together needs {words} here; use fewer workers in the study, or --address")
+        reporter.note(f"an expert that several workers train together needs {words} in the cluster now; it waits until the cluster grows")
+
+
+def _connect(ray: Any, options: ExecutorOptions, cores: int, reporter: Reporter) -> None:
     if options.address is not None:
         try:
-            ray.init(address=options.address, **quiet)
+            start(ray, address=options.address)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise OptionError(
@@ -85,7 +108,7 @@ def _connect(ray: Any, options: ExecutorOptions, reporter: Reporter) -> None:
         return
     reporter.note(f"no --address was given: a local Ray with {options.workers} workers is started for this run")
     gpus = {} if options.gpus else {"num_gpus": 0}
-    ray.init(address="local", num_cpus=options.workers, include_dashboard=False, **gpus, **quiet)
+    start(ray, address="local", num_cpus=options.workers * cores, include_dashboard=False, **gpus)
 
 
 def _work(tasks: list[dict[str, Any]], premises: dict[str, Any]) -> dict[str, Any]:

@@ -24,10 +24,12 @@ def train_together(settings: Mapping[str, Any], work: Workplace) -> Trajectory:
         raise OptionError(
             "experts with several workers need the 'ray' package with Ray Train; pip install 'limbeck[ray]', or use workers = 1"
         ) from None
+    wanted = needs(settings)
     if not ray.is_initialized():
-        quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-        ray.init(address="local", num_cpus=settings["workers"] + 1, **quiet)
-    gpu = settings["plan"]["device"].startswith("cuda")
+        start(ray, address="local", num_cpus=wanted["CPU"], include_dashboard=False)
+        if words := lacking(ray, wanted):
+            raise OptionError(f"an expert that several workers train together needs {words} here; use fewer workers in the study, or a Ray cluster")
+    gpu = "GPU" in wanted
     told = work.artefacts.file("ray-train", "")
     trainer = TorchTrainer(
         _worker,
@@ -45,6 +47,23 @@ def train_together(settings: Mapping[str, Any], work: Workplace) -> Trajectory:
     if made is None:
         raise LimbeckError(f"the workers wrote no expert into {str(work.artefacts.cache.root)!r}; let all machines share that folder (--store)")
     return made
+
+
+def needs(settings: Mapping[str, Any]) -> dict[str, int]:
+    """What the workers of an `expert` task take of a cluster: a core each, one for whoever leads them, and a GPU each where they use any."""
+    workers = settings["workers"]
+    return {"CPU": workers + 1} | ({"GPU": workers} if settings["plan"]["device"].startswith("cuda") else {})
+
+
+def lacking(ray: Any, wanted: Mapping[str, int]) -> str:
+    """``2 GPU, of which there are 1`` for what a cluster has less of than is wanted; empty where there is enough."""
+    there = ray.cluster_resources()
+    return " and ".join(f"{count} {name}, of which there are {there.get(name, 0):g}" for name, count in wanted.items() if there.get(name, 0) < count)
+
+
+def start(ray: Any, **given: Any) -> None:
+    """Starts, or joins, Ray without its chatter."""
+    ray.init(**given, log_to_driver=False, logging_level="ERROR")
 
 
 def _worker(given: dict[str, Any]) -> None:

@@ -45,6 +45,7 @@ class Run:
     graph: Graph
     ledger: Ledger
     artefacts: Artefacts
+    data: DataKey
     done: int = 0
     reused: int = 0
 
@@ -134,12 +135,12 @@ def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) 
         reused = sum(len(unit) for unit in units) - sum(len(unit) for unit in todo)
         done = 0
         if todo:
-            executor = make_executor(given, premises, artefacts, reporter, threads)
+            executor = make_executor(given, premises, artefacts, reporter, threads, todo)
             try:
                 done = _execute(todo, executor, ledger, reporter, f"{study.file.name}, {options.scale}")
             finally:
                 executor.close()
-        run = Run(out, study, options.scale, graph, ledger, artefacts, done, reused)
+        run = Run(out, study, options.scale, graph, ledger, artefacts, data, done, reused)
         write_rows(run)
     return run
 
@@ -154,14 +155,17 @@ def resume_study(out: Path, options: ExecutionOptions, reporter: Reporter = SILE
 def open_run(out: Path) -> Run:
     """What a run's folder holds; opens no data and does no work."""
     study, before = _stored(out)
-    builder = Builder(study, before["scale"], DataKey(**before["data"]), device=before["device"], threads=before["threads"], plans=before["plans"])
-    return Run(Path(out), study, before["scale"], builder.graph(), Ledger(Path(out) / LEDGER), Artefacts.at(before["store"]))
+    data = DataKey(**before["data"])
+    builder = Builder(study, before["scale"], data, device=before["device"], threads=before["threads"], plans=before["plans"])
+    return Run(Path(out), study, before["scale"], builder.graph(), Ledger(Path(out) / LEDGER), Artefacts.at(before["store"]), data)
 
 
 def write_rows(run: Run) -> None:
     """Writes the ledger as a Parquet table of cells, where any is measured."""
     if any(key in run.ledger for key in run.graph.keys):
-        run.ledger.to_parquet(run.out / ROWS, run.graph.cells, run.graph.keys)
+        about = {"study": run.study.file.name, "scale": run.scale, "source": run.study.scale(run.scale).source}
+        digests = {f"data.{name}": digest for name, digest in vars(run.data).items()}
+        run.ledger.to_parquet(run.out / ROWS, run.graph.cells, run.graph.keys, about | digests)
 
 
 def _execute(todo: list[Unit], executor: Executor, ledger: Ledger, reporter: Reporter, name: str) -> int:

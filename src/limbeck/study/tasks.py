@@ -186,11 +186,20 @@ def _row(task: Task, outcome: Outcome, seconds: float) -> Row:
         "digests": dict(outcome.digests),
         "files": list(outcome.files),
         "facts": dict(outcome.facts),
-        "versions": {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "machine": {"name": platform.node(), "architecture": platform.machine(), "system": platform.system()},
+        "versions": {"limbeck": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "machine": {"name": platform.node(), "architecture": platform.machine(), "system": platform.system(), "cpu": _cpu()},
         "seconds": seconds,
         "finished": time.time(),
     }
+
+
+def _cpu() -> str:
+    """The processor's model, where the system says it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            return next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.processor())
+    except OSError:
+        return platform.processor()
 
 
 class ExpertTask:
