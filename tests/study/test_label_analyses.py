@@ -101,6 +101,29 @@ def test_relative_performance_and_what_is_lost() -> None:
     assert plots[0].color == "ipc"
 
 
+@pytest.mark.parametrize(("draws", "students", "truth"), [(1, 5, 0.0), (1, 5, 0.5), (4, 2, 0.0)])
+def test_a_loss_knows_that_its_baseline_was_measured_too(draws: int, students: int, truth: float) -> None:
+    rng, covered, repeats = np.random.default_rng(0), np.zeros(2), 400
+    for _ in range(repeats):
+        losses = []
+        for _color in range(2):
+            base, parts = 0.3 + rng.normal(0, 0.01, (draws, 1, students)), 0.3 * (1 - truth) + rng.normal(0, 0.01, (12, draws, 1, students))
+            losses.append(module._losses(parts.mean(0), base))
+            assert losses[-1].mean() == pytest.approx(1 - parts.mean() / base.mean())
+        found, gap = module.nested_interval(losses[0]), module.difference(losses[0], losses[1])
+        covered += [found.low <= truth <= found.high, gap.low <= 0 <= gap.high]
+    # of 400 intervals at 95 %, fewer than 366 or more than 392 cover with probability below 0.5 %
+    assert ((covered >= 366) & (covered <= 392)).all(), covered
+
+
+def test_a_relative_measure_needs_paired_repeats() -> None:
+    body = arm("soft", '["ipc"]', ipc='"{ipc}"') + arm("swapped", '["ipc", "draw"]', ipc='"{ipc}"', draw='"{draw}"')
+    planted = Planted(body, "{ ipc = [1, 10], draw = [0, 1] }", lambda cell: [0.4, 0.5])
+    options = module.RelativeOptions(title="t", of=Selector(arm="swapped"), baseline=Selector(arm="soft"), x="ipc", color="ipc")
+    with pytest.raises(OptionError, match="swapped and its baseline soft need the same draws, experts and students at ipc 1; cross both arms over"):
+        planted.measure(module.relative, options)
+
+
 def test_the_scaling_law_comes_back_from_a_study() -> None:
     body = arm("hard", '["ipc"]', ipc='"{ipc}"', labels='{ kind = "hard" }') + arm("soft", '["ipc", "epoch"]', ipc='"{ipc}"', at='"{epoch}"')
 
@@ -119,6 +142,32 @@ def test_the_scaling_law_comes_back_from_a_study() -> None:
     assert np.isnan(measurement["saving at"].values[2:]).all()
 
 
+@pytest.mark.parametrize(
+    ("draws", "students", "covers"),
+    [(2, 1, "image draws and students"), (1, 2, "students"), (1, 1, "nothing repeated"), (3, 2, "image draws and students")],
+)
+def test_the_law_says_what_its_intervals_cover(draws: int, students: int, covers: str) -> None:
+    body = "".join(
+        arm(name, '["ipc", "draw"]', ipc='"{ipc}"', draw='"{draw}"', labels=f'{{ kind = "{name}" }}', students=str(students))
+        for name in ("hard", "soft")
+    )
+
+    def measure(cell: Cell) -> list[float]:
+        # images nest and both kinds of label share them: a good draw is good everywhere, which changes neither saving nor exponent
+        seen = cell.coordinates["ipc"] * (6.04 if cell.arm == "soft" else 1)
+        return [(seen / 29.9) ** 0.077 - 0.7 + 0.05 * cell.coordinates["draw"] + 0.01 * student for student in range(students)]
+
+    planted = Planted(body, f"{{ ipc = [1, 3, 10, 30], draw = {list(range(draws))} }}", measure)
+    measurement, _ = planted.measure(
+        module.scaling, module.ScalingOptions(title="t", hard=Selector(arm="hard"), soft=(Selector(arm="soft"),), samples=100)
+    )
+    for name in ("saving", "exponent"):
+        assert measurement[name].covers == covers
+        assert np.isfinite(measurement[name].low) == (covers != "nothing repeated")
+    if covers != "nothing repeated":
+        assert (measurement["saving"].low, measurement["saving"].high) == pytest.approx((6.04, 6.04), rel=0.01)
+
+
 def test_the_front_counts_what_nothing_beats() -> None:
     body = arm("hard", '["ipc"]', ipc='"{ipc}"', labels='{ kind = "hard" }') + arm("soft", '["ipc"]', ipc='"{ipc}"')
     worth = {("hard", 1): 0.1, ("hard", 10): 0.5, ("soft", 1): 0.3, ("soft", 10): 0.45}
@@ -130,10 +179,35 @@ def test_the_front_counts_what_nothing_beats() -> None:
 
     planted = Planted(body, "{ ipc = [1, 10] }", measure)
     measurement, plots = planted.measure(module.front, module.FrontOptions(title="t", of=(Selector(arm="hard"), Selector(arm="soft"))))
-    assert measurement["share of hard on the front"].values == 1
-    assert measurement["share of soft on the front"].values == 0.5
+    # three settings are on the front, two of them hard, and nothing varies
+    for name, share in (("hard", 2 / 3), ("soft", 1 / 3)):
+        found = measurement[f"share of {name} on the front"]
+        assert (found.values, found.low, found.high) == pytest.approx((share, share, share))
+        assert found.covers == "students"
     assert measurement["place"].values[0] == pytest.approx([1, 0.1])
     assert plots[0].kind == "scatter"
+
+
+@pytest.mark.parametrize(("gap", "decided"), [(0.2, True), (0.002, False)])
+def test_shares_of_the_front_are_as_sure_as_the_draws_allow(gap: float, decided: bool) -> None:
+    body = "".join(
+        arm(name, '["ipc", "draw"]', ipc='"{ipc}"', draw='"{draw}"', labels=f'{{ kind = "{name}" }}', students="1") for name in ("hard", "soft")
+    )
+    rng = np.random.default_rng(0)
+
+    def measure(cell: Cell) -> dict[str, Any]:
+        ipc = cell.coordinates["ipc"]
+        return {"accuracy": [0.1 * np.log(ipc) + gap * (cell.arm == "soft") + rng.normal(0, 0.01)], "images": ipc}
+
+    planted = Planted(body, "{ ipc = [1, 3, 10, 30], draw = [0, 1, 2, 3] }", measure)
+    options = module.FrontOptions(title="t", of=(Selector(arm="hard"), Selector(arm="soft")), cost="images")
+    found = planted.measure(module.front, options)[0]["share of hard on the front"]
+    assert found.covers == "image draws and students"
+    assert bool(found.high < 0.5) == decided
+    assert found.low <= found.values <= found.high
+    alone = Planted(body, "{ ipc = [1, 3, 10, 30], draw = [0] }", measure).measure(module.front, options)[0]["share of hard on the front"]
+    assert np.isnan(alone.low)
+    assert alone.covers == "nothing repeated"
 
 
 def test_accuracy_on_removed_classes() -> None:

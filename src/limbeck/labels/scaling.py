@@ -1,5 +1,6 @@
 """The data-knowledge scaling law: how accuracy grows with images per class, and how many images soft labels are worth."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,7 @@ def fit_scaling(
     *,
     generator: np.random.Generator,
     samples: int = 1000,
+    repeats: Sequence[Int[np.ndarray, " N"]] | None = None,
 ) -> ScalingLaw:
     """Least squares fit of one power law to accuracies under hard labels and under soft ones, which see `saving` times as many images (Qin, Deng and Alvarez-Melis
     2024, arXiv 2406.10485, section 4.3: saving 6.04, exponent 0.077).
@@ -57,9 +59,11 @@ def fit_scaling(
     One entry for every student or draw: images per class (above 0), accuracy, and whether labels were soft. With only one kind of label there is no saving to fit.
     The curve is written ``a + b ((s n)^e - 1) / e``, which passes through the logarithm at e = 0, where accuracies over a short range often lie.
 
-    Intervals are percentiles of a wild bootstrap: every residual, scaled up for the fitted parameters, keeps its size and gets a random sign (Wu 1986; Davidson
-    and Flachaire 2008). It allows noise that differs between points, and counts misfit as noise. Entries must be independent: students that share an image draw
-    are not, so give their mean.
+    Intervals are percentiles of a wild bootstrap, which allows noise that differs between points and counts misfit as noise. Without `repeats` entries must be
+    independent: every residual, scaled up for the fitted parameters, keeps its size and gets a random sign (Wu 1986; Davidson and Flachaire 2008). Entries of one
+    image draw are not independent, since images nest along the budgets and both kinds of label share them: `repeats` gives for each repeated factor (draws,
+    experts, or students) the number of the one that an entry belongs to, and residuals of one number get one `multipliers` (cluster wild bootstrap; Cameron,
+    Gelbach and Miller 2008). Intervals are NaN where `repeats` names no factor.
     """
     images, accuracy, soft = np.asarray(images, dtype=np.float64), np.asarray(accuracy, dtype=np.float64), np.asarray(soft, dtype=bool)
     both = bool(soft.any() and not soft.all())
@@ -75,9 +79,9 @@ def fit_scaling(
     best = _refine(accuracy[None], _start(accuracy, logs, kind, both)[None], logs, kind, both)
     fitted = _curve(best, logs, kind)[0]
     residual = accuracy - fitted
-    signs = generator.integers(0, 2, (samples, len(images))) * 2 - 1
+    signs = generator.integers(0, 2, (samples, len(images))) * 2.0 - 1 if repeats is None else multipliers(repeats, samples, generator)
     worlds = fitted + residual * np.sqrt(len(images) / (len(images) - free)) * signs
-    found = _refine(worlds, np.repeat(best, samples, 0), logs, kind, both)
+    found = _refine(worlds, np.repeat(best, samples, 0), logs, kind, both) if signs.size else np.full((1, 4), np.nan)
     a, b, exponent, saving = (float(value) for value in best[0])
     rising = exponent > 1e-6 and b > 0
     return ScalingLaw(
@@ -88,6 +92,25 @@ def fit_scaling(
         residual=float(np.sqrt((residual**2).mean())),
         parameters=(a, b, exponent, saving),
     )
+
+
+def multipliers(repeats: Sequence[Int[np.ndarray, " N"]], samples: int, generator: np.random.Generator) -> Float[np.ndarray, "B _"]:
+    """Random factors for the residuals of repeated measurements: entries with one number of a factor share one, and those of several crossed factors add up.
+
+    They are Gaussian over the root of one chi-squared for each sample, with a degree of freedom less than the fewest numbers of a factor: percentiles of what is
+    linear in the entries are then Student's t interval over that factor, also from two draws, where random signs would take four values. Empty (B = 0) without
+    a factor.
+    """
+    if not repeats:
+        return np.zeros((0, 1))
+    free = min(len(np.unique(numbers)) for numbers in repeats) - 1
+    total = np.zeros((samples, len(repeats[0])))
+    for numbers in repeats:
+        _, place = np.unique(numbers, return_inverse=True)
+        count = int(place.max()) + 1
+        total += np.sqrt(count / (count - 1)) * generator.standard_normal((samples, count))[:, place]
+    scaled: np.ndarray = total / np.sqrt(generator.chisquare(free, (samples, 1)) / free)
+    return scaled
 
 
 def data_saving(

@@ -14,7 +14,7 @@ from limbeck.analyze.subject import Plot
 from limbeck.errors import OptionError
 from limbeck.labels.classes import class_matrix, cluster_order, mass_on
 from limbeck.labels.distances import distances_over_epochs, entropies, js_distance, min_max, nearest_snapshot
-from limbeck.labels.scaling import Bounded, data_saving, fit_scaling, pareto_front
+from limbeck.labels.scaling import Bounded, data_saving, fit_scaling, multipliers, pareto_front
 from limbeck.streams import Streams
 from limbeck.study.analyses import Made, StudyAnalysisOptions
 from limbeck.study.artefacts import Artefacts
@@ -26,6 +26,7 @@ from limbeck.types.evaluation import Interval, nested_interval, t_interval
 from limbeck.types.measurement import Measurement, Quantity
 
 _STREAMS = Streams(0)["study", "analysis"]
+_WORLDS = 2000
 
 
 class RelativeOptions(StudyAnalysisOptions):
@@ -42,7 +43,8 @@ def relative(view: View, options: RelativeOptions, artefacts: Artefacts) -> Made
     """``mean(of) / mean(baseline)`` along `x` for each value of `color`, with Fieller's interval from paired students (appendix C.2, figure 4).
 
     Scalars: `loss COLOR VALUE`, the mean over `x` of one minus the relative measure, from which `more lost at the first` is the loss at the first value of
-    `color` minus that at the last; each with an interval over draws and students.
+    `color` minus that at the last; each with an interval over draws, experts and students, in which the baseline is as uncertain as what it divides (see
+    `_losses`).
     """
     across, colors = view.along(options.of, options.x), view.along(options.of, options.color)
     arrays = [np.full((len(colors), len(across)), np.nan) for _ in range(3)]
@@ -56,13 +58,26 @@ def relative(view: View, options: RelativeOptions, artefacts: Artefacts) -> Made
             covers = found.covers
             for array, value in zip(arrays, (found.mean, found.low, found.high), strict=True):
                 array[row, column] = value if math.isfinite(value) else np.nan
-        losses.append(1 - np.mean(parts, axis=0) / base.mean())
+        if any(part.shape != base.shape for part in parts):
+            raise OptionError(
+                f"{options.of.words} and its baseline {options.baseline.words} need the same draws, experts and students at {options.color} {color}; "
+                "cross both arms over the same axes"
+            )
+        losses.append(_losses(np.mean(parts, axis=0), base))
     scalars = {f"loss {options.color} {color}": _scalar(nested_interval(loss)) for color, loss in zip(colors, losses, strict=True)}
     if len(losses) > 1:
         scalars["more lost at the first"] = _scalar(difference(losses[0], losses[-1]))
     quantities = {"relative": Quantity(arrays[0], (options.color, options.x), "of the baseline", arrays[1], arrays[2], covers), **scalars}
     plot = Plot("relative", options.title, options.x, color=options.color, log=options.log, reading=options.reading)
     return Measurement("relative", options.title, quantities, {options.color: tuple(colors), options.x: tuple(across)}), (plot,)
+
+
+def _losses(part: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Of every repeat [D, E, S], what it says of ``1 - mean(part) / mean(base)``: their mean is that loss, and their spread its uncertainty by the delta method,
+    ``(base r - part) / mean(base)`` around it with r the ratio of the means. Dividing by a mean as if it were known would leave out the baseline's own."""
+    r = part.mean() / base.mean()
+    found: np.ndarray = 1 - r + (base * r - part) / base.mean()
+    return found
 
 
 class ScalingOptions(StudyAnalysisOptions):
@@ -80,8 +95,9 @@ def scaling(view: View, options: ScalingOptions, artefacts: Artefacts) -> Made:
     """Fits ``accuracy = a + b ((s n)^e - 1) / e`` with s = 1 for hard labels and one saving s for soft ones (section 4.3, figure 6; see
     `limbeck.labels.scaling.fit_scaling`). Entries are the means over students of each image draw and expert, or students where nothing else was repeated.
 
-    Scalars: `exponent` and `saving` with bootstrap intervals. `measured` and `fitted` are accuracies by labels and budget; `saving at` is read off the measured
-    hard-label curve without the law, NaN where that curve does not reach.
+    Scalars: `exponent` and `saving` with bootstrap intervals over draws and experts, or over students alone where there is one draw: all entries of one draw move
+    together, since images nest along `x` and both kinds of label share them. `measured` and `fitted` are accuracies by labels and budget; `saving at` is read off
+    the measured hard-label curve without the law, NaN where that curve does not reach.
     """
     points: dict[str, dict[Scalar, np.ndarray]] = {"hard": {}, "soft": {}}
     for name, selectors in (("hard", (options.hard,)), ("soft", options.soft)):
@@ -92,28 +108,42 @@ def scaling(view: View, options: ScalingOptions, artefacts: Artefacts) -> Made:
     images: list[float] = []
     accuracy: list[float] = []
     soft: list[bool] = []
+    places: list[tuple[np.ndarray, ...]] = []
+    shapes = {cell.shape for found in points.values() for cell in found.values()}
+    if len(shapes) > 1:
+        raise OptionError(
+            f"{options.title}: hard and soft labels are not repeated equally often at every {options.x}; cross their arms over the same axes"
+        )
     measured = {side: np.full((2, len(budgets)), np.nan) for side in ("mean", "low", "high")}
     for row, found in enumerate(points.values()):
         for value, cell in found.items():
-            entries = cell.mean(2).ravel() if cell.shape[:2] != (1, 1) else cell.ravel()
+            entries, repeats, over = _entries(cell)
             images += [float(value)] * len(entries)
             accuracy += entries.tolist()
             soft += [bool(row)] * len(entries)
+            places.append(repeats)
             interval = nested_interval(cell)
             for side in measured:
                 measured[side][row, budgets.index(float(value))] = getattr(interval, side)
-    law = fit_scaling(np.array(images), np.array(accuracy), np.array(soft), generator=_STREAMS["scaling"].numpy("signs"), samples=options.samples)
+    law = fit_scaling(
+        np.array(images),
+        np.array(accuracy),
+        np.array(soft),
+        generator=_STREAMS["scaling"].numpy("signs"),
+        samples=options.samples,
+        repeats=[np.concatenate(factor) for factor in zip(*places, strict=True)],
+    )
     grid = np.array(budgets)
     there = [np.isfinite(line) for line in measured["mean"]]
     saved = np.full(len(budgets), np.nan)
     saved[there[1]] = data_saving(grid[there[0]], measured["mean"][0][there[0]], grid[there[1]], measured["mean"][1][there[1]])
     assert law.saving is not None
     quantities = {
-        "measured": Quantity(measured["mean"], ("labels", options.x), "fraction", measured["low"], measured["high"], "what was repeated"),
+        "measured": Quantity(measured["mean"], ("labels", options.x), "fraction", measured["low"], measured["high"], over),
         "fitted": Quantity(np.stack([law(grid), law(grid, soft=True)]), ("labels", options.x), "fraction"),
         "saving at": Quantity(saved, (options.x,), "times"),
-        "exponent": _bounded(law.exponent),
-        "saving": _bounded(law.saving, "times"),
+        "exponent": _bounded(law.exponent, over),
+        "saving": _bounded(law.saving, over, "times"),
         "residual": Quantity(np.array(law.residual), unit="fraction"),
     }
     plots = (
@@ -136,22 +166,36 @@ class FrontOptions(StudyAnalysisOptions):
 
 
 def front(view: View, options: FrontOptions, artefacts: Artefacts) -> Made:
-    """The Pareto front of settings (figure 6, right): those that no other beats at the same price or less, by mean over what was repeated. `share on the
-    front` counts how many of each selector's settings are on it."""
-    names, prices, values, group = [], [], [], []
+    """The Pareto front of settings (figure 6, right): those that no other beats at the same price or less, by mean over what was repeated.
+
+    Scalars: `share of SELECTOR on the front`, the fraction of the settings on the front that the selector chose, so that the shares of all selectors sum to one.
+    Its interval is a bootstrap over draws and experts, or over students where there is one of each: the means of all settings move together by random multiples
+    of their deviations in each draw (`limbeck.labels.scaling.multipliers`), prices stay, and the front is drawn anew. A difference of two settings' means then
+    has Student's paired interval.
+    """
+    names, prices, cells, group = [], [], [], []
     for number, selector in enumerate(options.of):
         for setting in view.settings(selector):
             chosen = Selector(arm=selector.arm, **setting)
             prices.append(float(view.values(chosen.model_copy(update={"measure": options.cost})).mean()))
-            values.append(float(view.values(chosen.model_copy(update={"measure": options.value})).mean()))
+            cells.append(view.values(chosen.model_copy(update={"measure": options.value})))
             names.append(chosen.words)
             group.append(number)
+    if len({cell.shape for cell in cells}) > 1:
+        raise OptionError(f"{options.title}: what competes is not repeated equally often; cross its arms over the same draws and experts")
+    entries, (_, repeats, covers) = np.stack([_entries(cell)[0] for cell in cells]), _entries(cells[0])
+    values = entries.mean(1)
+    moves = multipliers(repeats, _WORLDS, _STREAMS["front"].numpy("repeats")) @ (entries - values[:, None]).T / entries.shape[1] if repeats else []
+    fronts = [pareto_front(np.array(prices), values + move) for move in moves]
     on = np.zeros(len(names))
-    on[pareto_front(np.array(prices), np.array(values))] = 1
-    share = {
-        f"share of {selector.words} on the front": Quantity(np.array(float(on[np.array(group) == number].mean())), unit="fraction")
-        for number, selector in enumerate(options.of)
-    }
+    on[pareto_front(np.array(prices), values)] = 1
+    share = {}
+    for number, selector in enumerate(options.of):
+        own = np.array(group) == number
+        found = float(on[own].sum() / on.sum())
+        # shares are few and far between: the bounds are shares that occurred, the measured one among them
+        spread = [found, *np.quantile([own[front].mean() for front in fronts], [0.025, 0.975], method="inverted_cdf")] if fronts else [np.nan]
+        share[f"share of {selector.words} on the front"] = _scalar(Interval(found, min(spread), max(spread), covers, len(entries[0])), "fraction")
     quantities = {
         "place": Quantity(np.stack([np.log10(prices), values], 1), ("setting", "coordinate"), f"log10 of {options.cost}, {options.value}"),
         "on the front": Quantity(on, ("setting",)),
@@ -531,5 +575,17 @@ def _scalar(interval: Interval, unit: str = "") -> Quantity:
     return Quantity(np.array(interval.mean), (), unit, np.array(interval.low), np.array(interval.high), interval.covers)
 
 
-def _bounded(found: Bounded, unit: str = "") -> Quantity:
-    return Quantity(np.array(found.value), (), unit, np.array(found.low), np.array(found.high), "wild bootstrap of the entries")
+def _bounded(found: Bounded, covers: str, unit: str = "") -> Quantity:
+    return Quantity(np.array(found.value), (), unit, np.array(found.low), np.array(found.high), covers)
+
+
+def _entries(cell: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...], str]:
+    """The independent entries of a cell [D, E, S]: means over students of every draw and expert, or students where neither was repeated; for each repeated factor
+    the number that an entry has of it; and what intervals from them cover."""
+    draws, experts, students = cell.shape
+    if draws == experts == 1:
+        return cell.ravel(), (np.arange(students),) if students > 1 else (), "students" if students > 1 else "nothing repeated"
+    number = np.indices((draws, experts)).reshape(2, -1)
+    names = [name for name, count in (("image draws", draws), ("experts", experts)) if count > 1]
+    repeats = tuple(number[factor] for factor, count in enumerate((draws, experts)) if count > 1)
+    return cell.mean(2).ravel(), repeats, " and ".join([*names, "students"])
