@@ -40,6 +40,14 @@ EDGE = {
     "above = 0.5": ("abve = 0.5", "unknown key 'abve' at claims[1].check.abve (line 32 of study.toml); did you mean 'above'?"),
     'name = "curves"': ('name = "curve"', "unknown study analysis 'curve'; did you mean 'curves'?"),
     'x = "epoch"': ('xx = "epoch"', "unknown key 'xx' at analyses[0].options.xx (line 37 of study.toml); did you mean 'x'?"),
+    'x = "epoch", color': (
+        'x = "epochs", color',
+        "'epochs' at analyses[0].options.x (line 37 of study.toml) is no axis to draw along (scale 'smoke'): the axes of soft are ipc, epoch; did you mean 'epoch'?",
+    ),
+    'color = "ipc"': (
+        'color = "ipcs"',
+        "'ipcs' at analyses[0].options.color (line 37 of study.toml) is no axis to draw along (scale 'smoke'): the axes of soft are ipc, epoch; did you mean 'ipc'?",
+    ),
     'protocol = "dc"': ("protocol = 7", "scales.smoke.protocol (line 47 of study.toml): input should be a valid string, got 7"),
     "question =": ("question", "study.toml is not TOML: expected '=' after a key in a key/value pair (at line 3, column 10); mend that place"),
 }
@@ -111,6 +119,20 @@ def test_an_axis_that_an_arm_lists_and_does_not_use_would_fake_repeats(axis: str
         SMALL.replace("ipc = [1, 4] }", axes)
         .replace('over = ["ipc"]', 'over = ["ipc", "draw", "expert"]')
         .replace('labels = { kind = "hard" }', inside)
+    )
+
+
+def test_no_claim_rests_on_a_quantity_without_an_interval() -> None:
+    law = '[[analyses]]\nname = "scaling"\nid = "law"\noptions = { title = "Law", hard = { arm = "hard" }, soft = [{ arm = "soft", epoch = 2 }] }\n\n'
+    claim = (
+        '[[claims]]\nid = "c"\nsentence = "s"\nexpected = "e"\ncheck = { kind = "measured", analysis = "law", quantity = "saving", above = 2.0 }\n\n'
+    )
+    content = SMALL.replace("[[claims]]", law + claim + "[[claims]]", 1)
+    Study.parse(content)
+    with pytest.raises(OptionError) as refused:
+        Study.parse(content.replace('"saving"', '"residual"'))
+    assert str(refused.value).startswith(
+        "'residual' of 'scaling' has no interval, so no claim can be decided from it, at claims[0].check.quantity (line "
     )
 
 

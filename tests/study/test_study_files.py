@@ -84,6 +84,10 @@ def _check_answers(study: Study, scale: str, graph: Graph) -> None:
     for claim in study.file.claims:
         if (claim.scales is None or scale in claim.scales) and kinds.get(claim.check.get("analysis", "")) not in OF_SETS:
             assert decide(claim, view, measured).answer != "not measured", claim.id
+            if claim.check["kind"] == "measured":  # a quantity without an interval leaves its claim undecided whatever is measured
+                found = measured[claim.check["analysis"]][claim.check["quantity"]]
+                assert found.low is not None, claim.id
+                assert np.isfinite(found.low), claim.id
 
 
 @pytest.mark.parametrize("name", ["label-worth/figure-3", "label-worth/table-6", "uses/replay"])

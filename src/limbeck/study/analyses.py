@@ -7,18 +7,18 @@ raises `NotMeasured` while cells are missing.
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from limbeck.analyze.subject import Plot
-from limbeck.errors import OptionError
+from limbeck.errors import OptionError, nearest
 from limbeck.registry import Registry
 from limbeck.study.artefacts import Artefacts
 from limbeck.study.places import Place, problem
-from limbeck.study.spec import AnalysisEntry, Scalar, Study
-from limbeck.study.view import NotMeasured, Selector, View
+from limbeck.study.spec import AnalysisEntry, Scalar, Study, matching
+from limbeck.study.view import REPEATS, NotMeasured, Selector, View
 from limbeck.types.evaluation import Interval, nested_interval
 from limbeck.types.measurement import Measurement, Quantity
 
@@ -47,9 +47,12 @@ Made = tuple[Measurement, tuple[Plot, ...]]
 
 
 class StudyAnalysisOptions(BaseModel):
-    """Options of an analysis of a study."""
+    """Options of an analysis of a study. `bare` names the scalars of its measurement that have no interval, which no claim can be decided from; `drawn` pairs
+    every field that holds selectors with one that names an axis along which their cells are drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    bare: ClassVar[tuple[str, ...]] = ()
+    drawn: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     title: Annotated[str, Field(description="heading of the figure")]
     reading: Annotated[str, Field(description="how to read it, in a sentence or two")] = ""
@@ -57,6 +60,8 @@ class StudyAnalysisOptions(BaseModel):
 
 class CurvesOptions(StudyAnalysisOptions):
     """A measure along an axis."""
+
+    drawn = (("of", "x"), ("of", "color"), ("of", "panel"))
 
     of: Annotated[Selector, Field(description="the arm, its measure, and values of axes that are not drawn")]
     x: Annotated[str, Field(description="axis across")]
@@ -160,6 +165,26 @@ def check_analyses(study: Study) -> None:
         for scale in entry.scales or study.file.scales:
             for selector in _selectors(options):
                 check_selector(study, scale, selector, (*place, "options"))
+            for field, key in options.drawn:
+                if (axis := getattr(options, key)) is not None:
+                    _check_drawn(study, scale, getattr(options, field), axis, (*place, "options", key))
+        for claim_number, claim in enumerate(study.file.claims):
+            if claim.check.get("kind") == "measured" and claim.check.get("analysis") == entry.id and claim.check.get("quantity") in options.bare:
+                raise OptionError(
+                    f"{claim.check['quantity']!r} of {entry.name!r} has no interval, so no claim can be decided from it, at "
+                    f"{study.text.words(('claims', claim_number, 'check', 'quantity'))}; claim something about another of its quantities"
+                )
+
+
+def _check_drawn(study: Study, scale: str, given: Selector | tuple[Selector, ...], axis: str, place: Place) -> None:
+    """Raises `OptionError`, with the place in the file, for an axis that the selected cells do not have, or that repeats them."""
+    for selector in given if isinstance(given, tuple) else (given,):
+        cells = matching(study.cells(scale), selector.where)
+        known = list(dict.fromkeys(name for cell in cells for name in cell.coordinates if name not in REPEATS))
+        if axis not in known:
+            spoken = f"the axes of {selector.words} are {', '.join(known)}" if known else f"{selector.words} has none"
+            near = nearest(axis, known) if known else "give its arm one"
+            raise OptionError(f"{axis!r} at {study.text.words(place)} is no axis to draw along (scale {scale!r}): {spoken}; {near}")
 
 
 def analyze(view: View, artefacts: Artefacts) -> dict[str, Made]:

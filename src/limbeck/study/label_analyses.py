@@ -32,6 +32,8 @@ _WORLDS = 2000
 class RelativeOptions(StudyAnalysisOptions):
     """A measure as a fraction of a baseline's."""
 
+    drawn = (("of", "x"), ("of", "color"), ("baseline", "color"))
+
     of: Annotated[Selector, Field(description="what is compared, along `x`")]
     baseline: Annotated[Selector, Field(description="what it is divided by")]
     x: Annotated[str, Field(description="axis across")]
@@ -82,6 +84,9 @@ def _losses(part: np.ndarray, base: np.ndarray) -> np.ndarray:
 
 class ScalingOptions(StudyAnalysisOptions):
     """The data-knowledge scaling law."""
+
+    bare = ("residual",)
+    drawn = (("hard", "x"), ("soft", "x"))
 
     hard: Annotated[Selector, Field(description="results under hard labels, along `x`")]
     soft: Annotated[
@@ -210,6 +215,8 @@ def front(view: View, options: FrontOptions, artefacts: Artefacts) -> Made:
 class RemovedClassOptions(StudyAnalysisOptions):
     """Accuracy on a class that something was taken from."""
 
+    drawn = (("control", "panel"), ("treatments", "panel"), ("treatments", "which"))
+
     control: Annotated[Selector, Field(description="nothing removed, along `panel`")]
     treatments: Annotated[
         tuple[Selector, ...], Field(min_length=1, description="arms crossed over `which`, the number of the class that was removed")
@@ -249,6 +256,8 @@ def removed_class(view: View, options: RemovedClassOptions, artefacts: Artefacts
 
 class LabelDistanceOptions(StudyAnalysisOptions):
     """How far learned labels are from an expert's."""
+
+    drawn = (("learned", "panel"), ("expert", "panel"), ("expert", "over"), ("pair", "panel"), ("pair", "over"))
 
     learned: Annotated[Selector, Field(description="sets with learned labels of real images, of one setting apart from `panel`")]
     expert: Annotated[Selector, Field(description="the same images under an expert's labels, along `over`")]
@@ -304,6 +313,8 @@ def label_distance(view: View, options: LabelDistanceOptions, artefacts: Artefac
 class ClassStructureOptions(StudyAnalysisOptions):
     """Which classes labels take for each other."""
 
+    bare = ("under an even spread",)
+
     of: Annotated[Selector, Field(description="sets whose labels are averaged class by class, of one setting")]
     by: Annotated[Literal["predicted", "owner"], Field(description="group images by the label's largest entry, or by their class")] = "predicted"
     related: Annotated[
@@ -340,6 +351,8 @@ def class_structure(view: View, options: ClassStructureOptions, artefacts: Artef
 
 class LabelProfileOptions(StudyAnalysisOptions):
     """Labels of some images while the expert trains."""
+
+    drawn = (("of", "over"),)
 
     of: Annotated[Selector, Field(description="sets of the same images, along `over`")]
     over: Annotated[str, Field(description="axis of the expert's snapshot")] = "epoch"
@@ -393,6 +406,8 @@ def label_profile(view: View, options: LabelProfileOptions, artefacts: Artefacts
 class SeedSpreadOptions(StudyAnalysisOptions):
     """How far results of different seeds lie apart."""
 
+    drawn = (("of", "x"),)
+
     of: Annotated[Selector, Field(description="an arm with several draws, or several experts, along `x`")]
     factor: Annotated[Literal["draw", "expert"], Field(description="which seed is varied")]
     x: Annotated[str, Field(description="axis across")] = "ipc"
@@ -438,6 +453,13 @@ def seed_spread(view: View, options: SeedSpreadOptions, artefacts: Artefacts) ->
 
 class VersusOptions(StudyAnalysisOptions):
     """Two ways to get experts, compared at equal accuracy of the expert."""
+
+    drawn = (
+        ("first_expert", "first_over"),
+        ("first_students", "first_over"),
+        ("second_expert", "second_over"),
+        ("second_students", "second_over"),
+    )
 
     first: Annotated[str, Field(description="name of one way")]
     first_expert: Annotated[Selector, Field(description="scores of its experts, along `first_over`")]
