@@ -65,3 +65,25 @@ def test_the_report_stands_alone_and_shows_claims_and_figures(folder: Path) -> N
     figure = re.search(r"\(figures/(.*)\.svg\)", text)
     assert figure is not None
     assert (folder / "out" / "figures" / f"{figure[1]}.png").stat().st_size > 1000
+
+
+def test_claims_of_other_scales_are_listed_as_not_asked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paper = SMALL[SMALL.index("[scales.smoke.experts.main]") :].replace("scales.smoke", "scales.paper")
+    content = SMALL.replace('id = "more-is-better"', 'id = "more-is-better"\nscales = ["paper"]').replace(
+        'id = "trained"', 'id = "trained"\nscales = ["paper"]'
+    )
+    (tmp_path / "small.toml").write_text(content + paper)
+    verbs.run(tmp_path / "small.toml", options=StudyOptions(out=tmp_path / "out", store=str(folder / "store"), threads=1))
+    assert "not asked on this" in " ".join(capsys.readouterr().out.split())
+    page, text = (tmp_path / "out" / "report.html").read_text(), (tmp_path / "out" / "report.md").read_text()
+    assert "– not asked on this scale" in page
+    assert "| More images are better | of course | asked on: paper |  | **not asked on this scale** |" in text
+
+
+def test_the_report_says_how_often_everything_was_repeated(folder: Path) -> None:
+    text = (folder / "out" / "report.md").read_text()
+    assert "- Repeats: expert: once; soft: 2 students; hard: 2 students" in text
+    assert "| students, n = 2 |" in text
+    versions = next(line for line in text.splitlines() if line.startswith("- Versions: "))
+    names = [part.split()[0] for part in versions.removeprefix("- Versions: ").split(", ")]
+    assert names == sorted(names) == ["limbeck", "numpy", "python", "torch"]

@@ -22,6 +22,15 @@ def test_a_set_without_images_is_refused(task: str, ipc: int) -> None:
     assert f"at arms.none.ipc (line {len(SMALL.splitlines()) + 3} of study.toml) (scale 'smoke', cell none)" in str(refused.value)
 
 
+def test_a_transform_that_does_not_suit_the_classes_is_refused() -> None:
+    with pytest.raises(OptionError) as refused:
+        graph_of(SMALL.replace('labels = { kind = "soft" }', 'labels = { kind = "soft" }\ntransforms = ["harden", "swap:rank=99"]'))
+    assert str(refused.value) == (
+        "a swap needs a rank of 1 to 10 classes, got 99; use rank=9 for the last but one, "
+        "at arms.soft.transforms (line 16 of study.toml) (scale 'smoke', cell soft: ipc=1, epoch=1)"
+    )
+
+
 @pytest.mark.parametrize("task", ["expert", "choose", "memory", "evalute"])
 def test_only_tasks_of_an_arm_can_be_named(task: str) -> None:
     with pytest.raises(OptionError) as refused:

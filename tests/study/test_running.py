@@ -69,6 +69,14 @@ def test_only_runs_what_the_cells_need(tmp_path: Path) -> None:
     assert run.findings().verdicts["trained"].answer == "not measured"
 
 
+def test_going_on_keeps_to_the_cells_that_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_study(Study.parse(SMALL), options(tmp_path, only=("arm=hard,ipc=1",)))
+    (tmp_path / "out" / LEDGER).unlink()
+    monkeypatch.setattr("limbeck.study.running.make_executor", lambda *given: pytest.fail("there was nothing to do"))
+    assert resume_study(tmp_path / "out", ExecutionOptions()).reused == 2
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["only"] == ["arm=hard,ipc=1"]
+
+
 def test_stopping_at_any_moment_and_going_on_gives_the_same_ledger(finished: Run, tmp_path: Path) -> None:
     study, kills = Study.parse(SMALL), 0
     for delay in (0.15, 0.3, 0.45, 0.6):
@@ -170,15 +178,25 @@ def test_the_price_needs_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_data_that_are_not_as_stated_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
-        run_study(Study.parse(SMALL.replace("train = 1295", "train = 1300")), options(tmp_path))
+        run_study(Study.parse(SMALL.replace("train = 1295, test = 359", "train = 1300, test = 360")), options(tmp_path))
     assert str(refused.value) == (
-        "the source 'digits' has train = 1295, but scales.smoke.data (line 45 of study.toml) states 1300; correct the study"
+        "the source 'digits' has train = 1295, test = 359, but scales.smoke.data (line 45 of study.toml) states train = 1300, test = 360; "
+        "correct the study"
+    )
+
+
+def test_more_images_of_a_class_than_there_are_is_refused_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(OptionError) as refused:
+        run_study(Study.parse(SMALL.replace("ipc = [1, 4]", "ipc = [1, 4, 129]")), options(tmp_path))
+    assert str(refused.value) == (
+        "class '8' has 125 training images, fewer than the 129 asked for; use ipc = 125 or less, "
+        "at arms.soft.ipc (line 13 of study.toml) (scale 'smoke', cell soft: ipc=129, epoch=1)"
     )
 
 
 def test_missing_data_are_one_sentence(tmp_path: Path) -> None:
     study = Study.parse(SMALL.replace('source = "digits"', f'source = "folder:{tmp_path / "none"}"'))
-    with pytest.raises(DataError, match="none"):
+    with pytest.raises(DataError, match=r"none.*, at scales.smoke.source \(line 44 of study.toml\)"):
         run_study(study, options(tmp_path))
 
 

@@ -28,6 +28,14 @@ EDGE = {
         'over = ["epcoh"]',
         "arm 'expert' is crossed over 'epcoh', which scale 'smoke' does not set, at arms.expert.over (line 8 of study.toml)",
     ),
+    'over = ["ipc", "epoch"]': (
+        'over = ["ipcc", "epoch"]',
+        "arm 'soft' is crossed over 'ipcc', which scale 'smoke' does not set, at arms.soft.over (line 12 of study.toml)",
+    ),
+    'ipc = "{ipc}"\nat': (
+        'ipc = "one"\nat',
+        "arms.soft.ipc (line 13 of study.toml): input should be a valid integer, unable to parse string as an integer or input should be 'all', got 'one'",
+    ),
     'at = "{epoch}"\n\n': (
         'at = "{epcoh}"\n\n',
         "{epcoh} at arms.expert.at (line 9 of study.toml) is no axis of this arm and no value of scale 'smoke'; did you mean",

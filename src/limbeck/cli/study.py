@@ -48,7 +48,7 @@ def resume(
     options: Annotated[ExecutionOptions, Flat] = ExecutionOptions(),  # noqa: B008 (frozen)
     json: Json = False,
 ) -> None:
-    """Go on with a run, as it was begun, and write its report."""
+    """Go on with a run, as it was last asked for (with the same --only), and write its report; `study run` without --only does the rest."""
     from limbeck.cli.console import TerminalReporter
     from limbeck.study.running import resume_study
 
@@ -91,10 +91,13 @@ def _show(found: "Run", json: bool) -> None:
 def _print(found: "Run") -> None:
     from limbeck.cli.console import STDOUT, print_table
 
-    verdicts = found.findings().verdicts
-    sentences = {claim.id: claim.sentence for claim in found.study.file.claims}
-    rows = [[verdict.answer, sentences[name], verdict.words] for name, verdict in verdicts.items()]
-    print_table("", ["verdict", "claim", "measured, with 95 % interval"], rows)
+    findings = found.findings()
+    rows = []
+    for claim in found.study.file.claims:
+        answer, words = findings.answer(claim.id)
+        rows.append([answer, claim.sentence, words])
+    if rows:
+        print_table("", ["verdict", "claim", "measured, with 95 % interval"], rows)
     words = ", ".join(f"{kind} {done} of {total}" for kind, (done, total) in found.counts().items())
     now = f"; {found.done} done now, {found.reused} were finished before" if found.done or found.reused else ""
     STDOUT.print(f"tasks: {words}{now}", markup=False, soft_wrap=True)

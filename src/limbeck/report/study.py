@@ -13,9 +13,10 @@ from limbeck.report.analysis import SERIES, plot_figure
 from limbeck.report.figures import PALETTE, Figure
 from limbeck.report.page import chart_of, environment
 from limbeck.study.running import LEDGER, ROWS, Findings, Run
+from limbeck.study.view import REPEATS
 from limbeck.types.measurement import Quantity
 
-_MARKS = {"holds": "✓", "fails": "✗", "undecided": "?", "not measured": "–"}
+_MARKS = {"holds": "✓", "fails": "✗", "undecided": "?", "not measured": "–", "not asked on this scale": "–"}
 
 
 def write_study_report(run: Run) -> Path:
@@ -24,7 +25,6 @@ def write_study_report(run: Run) -> Path:
     figures = _figures(findings)
     for figure in (figure for drawn in figures.values() for figure in drawn):
         figure.save(run.out / "figures")
-    claims = [{**claim.model_dump(), **findings.verdicts[claim.id].to_dict()} for claim in run.study.file.claims if claim.id in findings.verdicts]
     store.write_text(run.out / "report.md", _markdown(run, findings, figures))
     page = run.out / "report.html"
     html = (
@@ -34,7 +34,7 @@ def write_study_report(run: Run) -> Path:
             study=run.study.file,
             scale=run.scale,
             settings=run.study.scale(run.scale),
-            claims=claims,
+            claims=_claims(run, findings),
             marks=_MARKS,
             sections=_sections(findings, figures),
             tasks=run.counts(),
@@ -46,6 +46,17 @@ def write_study_report(run: Run) -> Path:
     )
     store.write_text(page, html)
     return page
+
+
+def _claims(run: Run, findings: Findings) -> list[dict[str, str]]:
+    """Each claim of the study with its verdict; one that is not asked on this scale too, so that nobody takes it for forgotten."""
+    made = []
+    for claim in run.study.file.claims:
+        answer, measured = findings.answer(claim.id)
+        interval = findings.verdicts[claim.id].interval if claim.id in findings.verdicts else None
+        covers = f"{interval.covers}, n = {interval.n}" if interval else ""
+        made.append({"id": claim.id, "sentence": claim.sentence, "expected": claim.expected, "answer": answer, "words": measured, "covers": covers})
+    return made
 
 
 def _figures(findings: Findings) -> dict[str, list[Figure]]:
@@ -84,11 +95,12 @@ def _scalar(quantity: Quantity) -> str:
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     scale, rows = run.study.scale(run.scale), list(run.ledger.rows.values())
-    versions = sorted({", ".join(f"{name} {version}" for name, version in row["versions"].items()) for row in rows})
-    machines = sorted({f"{row['machine']['system']} {row['machine']['architecture']}" for row in rows})
+    versions = sorted({", ".join(f"{name} {version}" for name, version in sorted(row["versions"].items())) for row in rows})
+    machines = sorted({" ".join(row["machine"].get(name, "") for name in ("system", "architecture", "cpu")).strip() for row in rows})
     return [
         ("Source", f"{scale.source}: {scale.data.train:,} training and {scale.data.test:,} test images of {scale.data.classes} classes"),
-        ("Students", f"{scale.students} of {scale.model}, protocol {scale.protocol}"),
+        ("Students", f"{scale.students} of {scale.model} for each set unless an arm says otherwise, protocol {scale.protocol}"),
+        ("Repeats", _repeats(run)),
         ("Time of all tasks", words.duration(sum(row["seconds"] for row in rows))),
         ("Cost, as stated", scale.cost),
         ("Versions", "; ".join(versions)),
@@ -97,14 +109,26 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     ]
 
 
+def _repeats(run: Run) -> str:
+    """``soft: 3 draws, 2 experts, 3 students``: how many of each the cells of every arm have."""
+    described = []
+    for arm in dict.fromkeys(cell.arm for cell in run.graph.cells):
+        cells = [cell for cell in run.graph.cells if cell.arm == arm]
+        counts = {name: len({cell.coordinates[name] for cell in cells if name in cell.coordinates}) for name in REPEATS}
+        if any(cell.making.task in ("evaluate", "replay") for cell in cells):
+            counts["student"] = max(cell.making.students or run.study.scale(run.scale).students for cell in cells)
+        parts = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count]
+        described.append(f"{arm}: {', '.join(parts) or 'once'}")
+    return "; ".join(described)
+
+
 def _markdown(run: Run, findings: Findings, figures: Mapping[str, Sequence[Figure]]) -> str:
     file = run.study.file
     lines = [f"# {file.title}", "", file.question, "", f"After {file.paper}. Scale: {run.scale}.", "", "## Claims", ""]
     lines += ["| claim | expected | measured (95 % interval) | covers | verdict |", "| --- | --- | --- | --- | --- |"]
-    for claim in file.claims:
-        if (verdict := findings.verdicts.get(claim.id)) is not None:
-            covers = verdict.interval.covers if verdict.interval else ""
-            lines.append(_cells([claim.sentence, claim.expected, verdict.words, covers, f"**{verdict.answer}**"]))
+    lines += [
+        _cells([*(claim[name] for name in ("sentence", "expected", "words", "covers")), f"**{claim['answer']}**"]) for claim in _claims(run, findings)
+    ]
     for section in _sections(findings, figures):
         lines += ["", f"## {section['title']}", ""]
         lines += [f"![{figure.alt}](figures/{figure.name}.svg)" for figure in figures[section["id"]]]

@@ -158,7 +158,7 @@ class Builder:
         keys = []
         for cell in cells:
             try:
-                keys.append(self._kind(cell).of_cell(self, cell))
+                keys.append(ARM_KINDS[cell.making.task].of_cell(self, cell))
             except _Placed:
                 raise
             except LimbeckError as error:
@@ -249,12 +249,6 @@ class Builder:
     def method_plan(self, network: Network, steps: int) -> ExecutionPlan:
         """The plan of a method that optimizes."""
         return self._plan("method", network, max(1, steps) * _IMAGES_OF_A_STEP, 256, None)
-
-    def _kind(self, cell: Cell) -> Any:
-        try:
-            return ARM_KINDS[cell.making.task]
-        except OptionError as error:
-            raise self.fault(cell, str(error), "task") from None
 
     def _plan(self, purpose: str, network: Network, images: int, batch: int, recipe: Recipe | None) -> ExecutionPlan:
         name = f"{purpose}: {network.spec}, {images} images in batches of {batch}"

@@ -53,7 +53,7 @@ def spell(place: Place) -> str:
 def problem(error: ValidationError, model: type[BaseModel], text: Text, before: Place = ()) -> OptionError:
     """A fault that pydantic found, as one sentence with its place: what, got, wanted, what to do. An unknown key comes first: it often explains a missing one."""
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    place = (*before, *(part for part in fault["loc"] if not (isinstance(part, str) and "[" in part)))
+    place = (*before, *(part for part in _keys(model, fault["loc"])))
     if fault["type"] == "extra_forbidden":
         known = _fields(model, fault["loc"][:-1])
         return OptionError(f"unknown key {str(fault['loc'][-1])!r} at {text.words(place)}; {nearest(str(fault['loc'][-1]), known)}")
@@ -62,8 +62,21 @@ def problem(error: ValidationError, model: type[BaseModel], text: Text, before: 
     inner = fault.get("ctx", {}).get("error")
     if isinstance(inner, Exception):
         return OptionError(f"{text.words(place)}: {inner}")
-    words = f"{fault['msg'][:1].lower()}{fault['msg'][1:]}"
+    alike = [other["msg"] for other in error.errors() if _keys(model, other["loc"]) == _keys(model, fault["loc"])]
+    words = " or ".join(dict.fromkeys(f"{message[:1].lower()}{message[1:]}" for message in alike))
     return OptionError(f"{text.words(place)}: {words}, got {fault['input']!r}")
+
+
+def _keys(model: type[BaseModel], loc: Sequence[str | int]) -> list[str | int]:
+    """A place without what pydantic adds to it: which kind of value of a union it tried (``int``, ``literal['all']``)."""
+    return [part for number, part in enumerate(loc) if not (isinstance(part, str) and ("[" in part or _is_kind(model, loc[:number], part)))]
+
+
+def _is_kind(model: Any, before: Sequence[str | int], part: str) -> bool:
+    for step in before:
+        model = _inside(model, step)
+    kinds = _options(model)
+    return len(kinds) > 1 and part in {getattr(kind, "__name__", "") for kind in kinds}
 
 
 def _fields(model: Any, loc: Sequence[str | int]) -> list[str]:

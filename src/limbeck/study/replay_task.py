@@ -81,7 +81,7 @@ class MemoryTask:
             "plan": plan.model_dump(exclude={"reason"}),
         }
         if uses_labeler(method, rule):
-            settings["expert"] = _expert_settings(builder, making)
+            settings["expert"] = _expert_settings(builder, making, len(classes))
         return builder.add("memory", settings, {}, f"{cell.words}, classes {', '.join(map(str, sorted(classes)))}")
 
     @staticmethod
@@ -441,13 +441,15 @@ def _within(rule: LabelRule, known: int, classes: int) -> LabelRule:
     return rule if rule.kind == "hard" or known == classes else rule.model_copy(update={"top_k": min(rule.top_k or known, known)})
 
 
-def _expert_settings(builder: Builder, making: Making) -> dict[str, Any]:
+def _expert_settings(builder: Builder, making: Making, classes: int) -> dict[str, Any]:
     described = builder.scale.experts[making.expert]
     if moment(making.at, described.epochs)[0] == "best":
         raise OptionError('the experts of groups are stopped at a stated moment, not at the best one; add for example at = 2, or at = "last"')
     if described.workers > 1:
         raise OptionError(f"the experts of groups are trained by one process each, got workers = {described.workers}; leave workers out")
     recipe, network = builder.expert_recipe(making.expert), builder.network(described.model)
+    # a group's size is known when the data are opened; before that, it is its share
+    _step_of_group(making.at, described.epochs, recipe, _share(builder.scale.data.train, classes, builder.scale.data))
     return {
         "model": str(network.spec),
         "identity": network.identity,
@@ -462,13 +464,7 @@ def _expert_settings(builder: Builder, making: Making) -> dict[str, Any]:
 def _expert_of_group(settings: Mapping[str, Any], train: Subset, validation: Subset, work: Workplace) -> Labeler:
     given = settings["expert"]
     recipe = Recipe(**given["recipe"])
-    per_epoch, total = recipe.steps_per_epoch(len(train)), recipe.total_steps(len(train))
-    what, value = moment(given["at"], given["epochs"])
-    step = total if what == "last" else int(value) if what == "step" else int(value * per_epoch)
-    if step > total:
-        raise OptionError(
-            f"the experts of a group of {len(train)} images are trained for {total} steps, so they have no step {step}; use an earlier one"
-        )
+    step = _step_of_group(given["at"], given["epochs"], recipe, len(train))
     trajectories = [
         train_expert(
             work.network(given["model"]),
@@ -486,6 +482,16 @@ def _expert_of_group(settings: Mapping[str, Any], train: Subset, validation: Sub
         for index in given["indices"]
     ]
     return _OfGroup(labeler_of([trajectory.at(step) for trajectory in trajectories]), tuple(settings["classes"]))
+
+
+def _step_of_group(at: int | float | str, epochs: int, recipe: Recipe, images: int) -> int:
+    """The optimizer step at which the experts of a group of that many images are stopped."""
+    per_epoch, total = recipe.steps_per_epoch(images), recipe.total_steps(images)
+    what, value = moment(at, epochs)
+    step = total if what == "last" else int(value) if what == "step" else int(value * per_epoch)
+    if step > total:
+        raise OptionError(f"the experts of a group of {images} images are trained for {total} steps, so they have no step {step}; use an earlier one")
+    return step
 
 
 def _share(images: int, classes: int, facts: DataFacts) -> int:

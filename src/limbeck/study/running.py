@@ -2,13 +2,15 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from limbeck import store
-from limbeck.errors import DataError, OptionError
+from limbeck.errors import DataError, LimbeckError, OptionError
 from limbeck.progress import SILENT, Reporter
 from limbeck.study.analyses import Made, analyze
 from limbeck.study.artefacts import Artefacts
@@ -28,11 +30,18 @@ STUDY, RUN, LEDGER, ROWS = "study.toml", "run.json", "ledger.jsonl", "rows.parqu
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study says so far: the analyses by id, and the verdict on each claim by id."""
+    """What a study says so far: the analyses by id, the verdict on each claim by id, and the scales of each claim that is not asked on this one."""
 
     view: View
     analyses: Mapping[str, Made]
     verdicts: Mapping[str, Verdict]
+    elsewhere: Mapping[str, Sequence[str]]
+
+    def answer(self, claim: str) -> tuple[str, str]:
+        """Verdict and measurement in words, of a claim that is not asked on this scale too."""
+        if claim in self.elsewhere:
+            return "not asked on this scale", f"asked on: {', '.join(self.elsewhere[claim])}"
+        return self.verdicts[claim].answer, self.verdicts[claim].words
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,8 @@ class Run:
         analyses = analyze(view, self.artefacts)
         measured = {name: made[0] for name, made in analyses.items()}
         claims = [claim for claim in self.study.file.claims if claim.scales is None or self.scale in claim.scales]
-        return Findings(view, analyses, {claim.id: decide(claim, view, measured) for claim in claims})
+        elsewhere = {claim.id: claim.scales for claim in self.study.file.claims if claim.scales is not None and claim not in claims}
+        return Findings(view, analyses, {claim.id: decide(claim, view, measured) for claim in claims}, elsewhere)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: counts, verdicts, measurements and where files lie."""
@@ -99,13 +109,17 @@ def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) 
     before = _read_run(out)
     if before and (before["study"], before["scale"]) != (study.file.name, options.scale):
         raise OptionError(f"{str(out)!r} holds a run of {before['study']!r} on scale {before['scale']!r}; choose another folder with --out")
-    setting = Setting.open(scale.source, scale.open, scale.seed, reporter, pixels=scale.pixels)
+    try:
+        setting = Setting.open(scale.source, scale.open, scale.seed, reporter, pixels=scale.pixels)
+    except LimbeckError as error:
+        raise type(error)(f"{error}, at {study.text.words(('scales', options.scale, 'source'))}") from None
     check_facts(setting, scale.data, study.text.words(("scales", options.scale, "data")))
     data = data_key(setting, scale.pixels)
     same = bool(before) and before["device"] == options.device and (options.threads is None or before["threads"] == options.threads)
     threads = before["threads"] if same else options.threads or max(1, (os.cpu_count() or 1) // options.workers)
     builder = Builder(study, options.scale, data, device=options.device, threads=threads, plans=before["plans"] if same else None)
     graph = builder.graph()
+    _check_class_sizes(builder, graph, setting)
     units = graph.needed(select(graph.cells, options.only))
     store.write_text(out / STUDY, study.content)
     described = {
@@ -116,6 +130,7 @@ def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) 
         "device": options.device,
         "threads": threads,
         "store": options.store,
+        "only": list(options.only),
     }
     store.write_json(out / RUN, described)
     premises = Premises(
@@ -146,9 +161,9 @@ def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) 
 
 
 def resume_study(out: Path, options: ExecutionOptions, reporter: Reporter = SILENT) -> Run:
-    """Goes on with a run in its folder, as it was begun."""
+    """Goes on with a run in its folder, as it was last asked for: on the same scale, device and threads, and with the same cells alone."""
     study, before = _stored(out)
-    changes = {key: before[key] for key in ("scale", "device", "threads", "store")}
+    changes = {key: before[key] for key in ("scale", "device", "threads", "store")} | {"only": before.get("only", ())}
     return run_study(study, StudyOptions(**options.model_dump(), **changes, out=out), reporter)
 
 
@@ -166,6 +181,21 @@ def write_rows(run: Run) -> None:
         about = {"study": run.study.file.name, "scale": run.scale, "source": run.study.scale(run.scale).source}
         digests = {f"data.{name}": digest for name, digest in vars(run.data).items()}
         run.ledger.to_parquet(run.out / ROWS, run.graph.cells, run.graph.keys, about | digests)
+
+
+def _check_class_sizes(builder: Builder, graph: Graph, setting: Setting) -> None:
+    """Raises `OptionError` for a cell with a set of more images of a class than there are to train on."""
+    train = setting.splits.train
+    has = np.bincount(train.labels, minlength=len(train.classes)).tolist()
+    for cell, key in zip(graph.cells, graph.keys, strict=True):
+        for task in (graph.tasks[key], *(graph.tasks[ancestor] for ancestor in graph.tasks[key].ancestors)):
+            ipc = task.settings.get("ipc", "all")
+            if ipc == "all":
+                continue
+            rarest = min(task.settings.get("classes", range(len(has))), key=has.__getitem__)
+            if has[rarest] < ipc:
+                sentence = f"class {train.classes[rarest]!r} has {has[rarest]} training images, fewer than the {ipc} asked for"
+                raise builder.fault(cell, f"{sentence}; use ipc = {min(has)} or less", "ipc")
 
 
 def _execute(todo: list[Unit], executor: Executor, ledger: Ledger, reporter: Reporter, name: str) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from limbeck.errors import DataError, OptionError, nearest
+from limbeck.study.kinds import ARM_KINDS
 from limbeck.study.options import OpenOptions
 from limbeck.study.places import Place, Text, problem
 
@@ -324,17 +325,23 @@ class Study:
                 raise OptionError(f"axis {axis!r} has the value {twice!r} twice at {where}; name each value once")
             if axis in scale.values:
                 raise OptionError(f"{axis!r} is an axis and a value as well at {where}; rename one")
-            if not any(axis in arm.over for arm in self.file.arms.values()):
-                raise OptionError(f"axis {axis!r} at {where} is used by no arm; add it to the arm's `over`, or leave it out")
             if len({frozenset(value) for value in values if isinstance(value, dict)} | {None for value in values if not isinstance(value, dict)}) > 1:
                 raise OptionError(f"the values of the linked axis {axis!r} at {where} set different names; let every table have the same keys")
         for cell in self.cells(name):
             self._check_cell(name, scale, cell)
+        for axis in scale.axes:  # after the cells: where `over` has the name misspelled, that is the mistake to tell of
+            if not any(axis in arm.over for arm in self.file.arms.values()):
+                where = words((*place, "axes", axis))
+                raise OptionError(f"axis {axis!r} at {where} is used by no arm; add it to the arm's `over`, or leave it out")
 
     def _check_cell(self, name: str, scale: Scale, cell: Cell) -> None:
         making, facts = cell.making, scale.data
         place: Place = ("arms", cell.arm)
         suffix = f"(scale {name!r}, cell {cell.words})"
+        try:
+            ARM_KINDS.check(making.task)
+        except OptionError as error:
+            raise OptionError(f"{error}, at {self.text.words((*place, 'task'))} {suffix}") from None
         soft = making.task == "expert-score" or making.labels.kind != "hard" or making.trajectories
         if soft and making.expert not in scale.experts:
             raise OptionError(

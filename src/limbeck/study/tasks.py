@@ -19,7 +19,7 @@ from limbeck.errors import DataError, OptionError
 from limbeck.evaluate.evaluate import evaluate_labeler, score_students, student_streams
 from limbeck.experts.expert import Expert, Labeler, labeler_of
 from limbeck.experts.trajectory import Trajectory, snapshot_steps, train_expert
-from limbeck.labels.rules import LabelRule, label_entropy
+from limbeck.labels.rules import LabelRule, label_entropy, make_labels
 from limbeck.labels.transforms import parse_transform, transform_set
 from limbeck.methods.driver import Method, run_method
 from limbeck.methods.parse import parse_method
@@ -103,11 +103,12 @@ def check_facts(setting: Setting, facts: DataFacts, where: str) -> None:
     """Raises `DataError` when a source holds something else than the study states."""
     splits = setting.splits
     found = {"shape": tuple(splits.train.shape), "classes": len(splits.train.classes), "train": len(splits.train), "test": splits.test.size}
-    for name, value in found.items():
-        if value != getattr(facts, name):
-            raise DataError(
-                f"the source {setting.spec!r} has {name} = {_toml(value)}, but {where} states {_toml(getattr(facts, name))}; correct the study"
-            )
+    wrong = {name: value for name, value in found.items() if value != getattr(facts, name)}
+    if wrong:
+        has, states = (
+            ", ".join(f"{name} = {_toml(given)}" for name, given in each.items()) for each in (wrong, {name: getattr(facts, name) for name in wrong})
+        )
+        raise DataError(f"the source {setting.spec!r} has {has}, but {where} states {states}; correct the study")
 
 
 def _toml(value: Any) -> str:
@@ -353,8 +354,10 @@ class SetTask:
         making, scale, images = cell.making, builder.scale, builder.images(cell)
         method = builder.method(making.method)
         rule = rule_of(method, making.labels.model_dump())
-        for text in making.transforms:
-            parse_transform(text)
+        try:
+            try_transforms(making.transforms, rule, scale.data.classes)
+        except OptionError as error:
+            raise builder.fault(cell, str(error), "transforms") from None
         network = builder.network(making.made_for)
         _, recipe = builder.protocol()
         steps = steps_of(method)
@@ -578,6 +581,17 @@ def rule_of(method: Method, labels: dict[str, Any]) -> LabelRule:
     if labels["kind"] == "hard" and (labels["top_k"] is not None or labels["temperature"] != 1):
         raise OptionError('hard labels have no top_k or temperature; leave those out, or use kind = "soft"')
     return LabelRule(**labels)
+
+
+@lru_cache
+def try_transforms(transforms: tuple[str, ...], rule: LabelRule, classes: int) -> None:
+    """Changes one made-up label for each class: raises `OptionError` for options that do not suit the labels or the number of classes, before any are made."""
+    owners = torch.arange(classes)
+    logits = 2 * torch.eye(classes) - torch.arange(classes) / classes if rule.kind == "soft" else None
+    rows = make_labels(rule, owners, logits, classes).dense()
+    for text in transforms:
+        rows, kept = parse_transform(text).apply(rows, owners, torch.Generator().manual_seed(0))
+        owners = owners[kept]
 
 
 def method_of(settings: Mapping[str, Any]) -> Method:
