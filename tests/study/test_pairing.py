@@ -124,10 +124,11 @@ def test_a_share_of_a_gain_is_fiellers_of_the_paired_differences() -> None:
         gap = ((part - hard) - bound * (soft - hard)).ravel()
         assert abs(gap.mean()) / (gap.std(ddof=1) / 2) == pytest.approx(3.182446, abs=1e-4)
     assert decided(given, "share-of-gain", **sides, below=0.1).answer == "fails"
-    # no gain, no share of it
-    flat = decided(given, "share-of-gain", of={"arm": "part"}, base={"arm": "hard"}, full={"arm": "hard"}, below=0.5)
-    assert flat.answer == "undecided"
-    assert "what it is divided by may be 0" in flat.words
+    # no gain, no share of it; nor of a loss
+    for base, full in (("hard", "hard"), ("soft", "hard")):
+        flat = decided(given, "share-of-gain", of={"arm": "part"}, base={"arm": base}, full={"arm": full}, below=0.9)
+        assert flat.answer == "undecided"
+        assert "(no bounds: what it is divided by is not clearly above 0)" in flat.words
 
 
 def test_a_ratio_of_nothing_to_something_is_decided() -> None:

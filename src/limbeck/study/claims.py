@@ -192,7 +192,7 @@ class Ratio(_Sided):
 
 class ShareOfGain(_Sided):
     """``(mean(of) - mean(base)) / (mean(full) - mean(base))`` above or below a number: how much of the way from `base` to `full` the arm `of` goes. The interval
-    is Fieller's, from the paired differences, and unbounded where the gain itself is not clearly different from 0."""
+    is Fieller's, from the paired differences, and unbounded where the gain itself is not clearly above 0: no share of a loss holds or fails."""
 
     of: Selector
     base: Selector
@@ -205,8 +205,11 @@ class ShareOfGain(_Sided):
     def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
         found = paired(view, self.of, self.base, self.full)
         of, base, full = found.arrays
-        words = f"{self.of.words} minus {self.base.words} over {self.full.words} minus {self.base.words}"
-        return self._verdict(found.named(ratio(of - base, full - base)), _Words(words, _PLAIN, found.words))
+        gain, share = nested_interval(full - base), ratio(of - base, full - base)
+        if gain.low <= 0:
+            share = replace(share, low=-math.inf, high=math.inf)
+        words = f"share of the way from {self.base.words} to {self.full.words} that {self.of.words} goes"
+        return self._verdict(found.named(share), _Words(words, _PLAIN, found.words))
 
 
 class Monotone(Check):
@@ -659,7 +662,7 @@ class _Words:
         if math.isfinite(interval.low) or math.isfinite(interval.high):
             found = f"{mean} [{factor * interval.low:.4g}, {factor * interval.high:.4g}]"
         elif math.isinf(interval.low):
-            found = f"{mean} (no bounds: what it is divided by may be 0)"
+            found = f"{mean} (no bounds: what it is divided by is not clearly above 0)"
         else:
             found = f"{mean} (no interval: {interval.covers})"
         return "; ".join(part for part in (f"{self.what}: {found}", f"asked: {asked}", self.numbers) if part)
