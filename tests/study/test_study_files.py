@@ -90,7 +90,7 @@ def _check_answers(study: Study, scale: str, graph: Graph) -> None:
                 assert np.isfinite(found.low), claim.id
 
 
-@pytest.mark.parametrize("name", ["label-worth/figure-3", "label-worth/table-6", "uses/replay"])
+@pytest.mark.parametrize("name", ["label-worth/figure-3", "label-worth/table-6"])
 def test_the_cheapest_studies_run_to_their_verdicts(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     study = Study.load(ROOT / f"{name}.toml")
