@@ -64,14 +64,14 @@ def test_the_snapshot_that_is_right_wins(tmp_path: Path) -> None:
     assert choice == choose_labels(found, PROBLEM, Step, cache=Cache(tmp_path))
 
 
-def test_factors_in_words() -> None:
-    soft = Candidate(LabelRule(temperature=2, top_k=3, precision="uint8"), 8, 5).factors
+def test_factors_are_numbers_where_they_can_be() -> None:
+    soft = Candidate(LabelRule(temperature=2, top_k=3, precision="uint8"), 8, 5).factors(10)
     assert soft == {
         "labels": "soft",
-        "expert step": "8",
-        "temperature": "2",
-        "entries": "3",
+        "expert step": 8,
+        "temperature": 2,
+        "entries": 3,
         "precision": "uint8",
-        "images per class": "5",
+        "images per class": 5,
     }
-    assert Candidate(LabelRule(kind="hard"), None, 5).factors["expert step"] == "–"
+    assert Candidate(LabelRule(kind="hard"), None, 5).factors(10)["expert step"] is None

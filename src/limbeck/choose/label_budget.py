@@ -34,17 +34,16 @@ class Candidate:
     step: int | None
     ipc: int
 
-    @property
-    def factors(self) -> dict[str, str]:
-        """What was varied, in words."""
+    def factors(self, classes: int) -> dict[str, str | int | float | None]:
+        """What was varied, of labels with `classes` entries; None for what hard labels do not have."""
         soft = self.rule.kind == "soft"
         return {
             "labels": self.rule.kind,
-            "expert step": str(self.step) if soft else "–",
-            "temperature": f"{self.rule.temperature:g}" if soft else "–",
-            "entries": ("all" if self.rule.top_k is None else str(self.rule.top_k)) if soft else "–",
-            "precision": self.rule.precision if soft else "–",
-            "images per class": str(self.ipc),
+            "expert step": self.step,
+            "temperature": self.rule.temperature if soft else None,
+            "entries": (self.rule.top_k or classes) if soft else None,
+            "precision": self.rule.precision if soft else None,
+            "images per class": self.ipc,
         }
 
 

@@ -27,6 +27,7 @@ from limbeck.study.experts import prepare_experts
 from limbeck.study.label_options import TuneLabelsOptions
 from limbeck.study.options import DistillOptions
 from limbeck.study.setting import Setting
+from limbeck.types.evaluation import t_interval
 
 RECORD = "labels.json"
 
@@ -97,10 +98,11 @@ def tune_labels(source: str, options: TuneLabelsOptions, out: Path, *, cache: Ca
         "model": str(network.spec),
         "seed": options.seed,
         "validation_images": choice.validation_images,
+        "validation_margin_95": margin(choice, choice.best),
         "command": shlex.join(distill_command(source, options, best)),
-        "chosen": _row(best, choice, choice.best, problem),
-        "candidates": [_row(candidate, choice, number, problem) for number, candidate in enumerate(candidates)],
-        "factors": factor_rows(candidates, choice),
+        "chosen": _row(best, choice, choice.best, problem, total),
+        "candidates": [_row(candidate, choice, number, problem, total) for number, candidate in enumerate(candidates)],
+        "factors": factor_rows(candidates, choice, classes),
         "trials": trials_as_dicts(choice),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -115,16 +117,16 @@ def spread(steps: Sequence[int], wanted: int) -> list[int]:
     return [steps[place] for place in sorted(set(np.linspace(0, len(steps) - 1, wanted).round().astype(int).tolist()))]
 
 
-def factor_rows(candidates: Sequence[Candidate], choice: Choice) -> list[dict[str, Any]]:
+def factor_rows(candidates: Sequence[Candidate], choice: Choice, classes: int) -> list[dict[str, Any]]:
     """For every value of every factor: how many candidates had it, the best and the mean validation accuracy in the first round, in which all were tried alike, and
     how many went on to the last."""
     first = {trial.candidate: trial.mean for trial in choice.trials if trial.rung == 0}
     last = {trial.candidate for trial in choice.trials if trial.rung == max((trial.rung for trial in choice.trials), default=0)}
     rows = []
     for factor in ("labels", "expert step", "temperature", "entries", "precision"):
-        for value in dict.fromkeys(candidate.factors[factor] for candidate in candidates):
-            numbers = [number for number, candidate in enumerate(candidates) if candidate.factors[factor] == value and number in first]
-            if value == "–" or not numbers:
+        for value in dict.fromkeys(candidate.factors(classes)[factor] for candidate in candidates):
+            numbers = [number for number, candidate in enumerate(candidates) if candidate.factors(classes)[factor] == value and number in first]
+            if value is None or not numbers:
                 continue
             found = [first[number] for number in numbers]
             rows.append(
@@ -171,12 +173,33 @@ def _flag(name: str, value: object, default: object) -> list[str]:
     return [] if value == default else [f"--{name.replace('_', '-')}", str(value)]
 
 
-def _row(candidate: Candidate, choice: Choice, number: int, problem: Problem) -> dict[str, Any]:
-    channels, height, width = problem.train.shape
-    images = candidate.ipc * len(problem.train.classes)
-    means = {trial.rung: trial.mean for trial in choice.trials if trial.candidate == number}
+def margin(choice: Choice, number: int) -> float | None:
+    """Half of Wilson's (1927) 95 % interval of a candidate's accuracy in its last round over the validation images, as a fraction: what another sample of so many
+    images would change, beside other students. None where nothing was judged."""
+    last = [trial.mean for trial in choice.trials if trial.candidate == number]
+    if not last:
+        return None
+    n, z = choice.validation_images, 1.959964
+    return float(z * np.sqrt(last[-1] * (1 - last[-1]) / n + z * z / (4 * n * n)) / (1 + z * z / n))
+
+
+def _row(candidate: Candidate, choice: Choice, number: int, problem: Problem, budget: int) -> dict[str, Any]:
+    """A candidate with its bytes, what ended its set ("images": the smallest class has no more, although the budget pays for more), and its accuracy, number of
+    students and 95 % interval over students in each round (null in a round that it did not reach, and for an interval of one student)."""
+    trials = {trial.rung: trial for trial in choice.trials if trial.candidate == number}
+    rounds = [trials.get(rung) for rung in sorted({trial.rung for trial in choice.trials})]
+    intervals = [None if trial is None else t_interval(np.array(trial.accuracies), "students") for trial in rounds]
     return {
-        **candidate.factors,
-        "bytes": images * (channels * height * width + candidate.rule.bytes_per_image(len(problem.train.classes))) + problem.pixels.nbytes,
-        "validation_accuracy": [means.get(rung) for rung in sorted({trial.rung for trial in choice.trials})],
+        **candidate.factors(len(problem.train.classes)),
+        "bytes": _bytes(candidate, candidate.ipc, problem),
+        "limited_by": "images" if _bytes(candidate, candidate.ipc + 1, problem) <= budget else "bytes",
+        "validation_accuracy": [None if trial is None else trial.mean for trial in rounds],
+        "validation_students": [None if trial is None else len(trial.accuracies) for trial in rounds],
+        "validation_interval_95": [None if found is None or found.n < 2 else [found.low, found.high] for found in intervals],
     }
+
+
+def _bytes(candidate: Candidate, ipc: int, problem: Problem) -> int:
+    channels, height, width = problem.train.shape
+    classes = len(problem.train.classes)
+    return ipc * classes * (channels * height * width + candidate.rule.bytes_per_image(classes)) + problem.pixels.nbytes
