@@ -145,6 +145,12 @@ def _number(value: float, factor: float) -> str:
     return text.replace("-", words.MINUS)
 
 
+def scalar_text(quantity: Quantity) -> str:
+    """``33.1 [12.9, 53.3] %``: a scalar quantity with its interval and unit, fractions in per cent."""
+    factor, unit = _scale(quantity.unit)
+    return f"{_value_text(quantity, (), factor).replace('  [', ' [')} {unit}".strip()
+
+
 def plot_figure(measurement: Measurement, plot: Plot) -> Figure | None:
     """The figure of one plot; None when its quantity was not measured."""
     quantity = measurement.quantities.get(plot.quantity)
@@ -222,7 +228,9 @@ def _panels(measurement: Measurement, plot: Plot) -> list[str]:
 def _domain(rows: Sequence[Mapping[str, Any]], unit: str) -> list[float]:
     low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
     room = 0.05 * max(high - low, 1e-9)
-    return [max(low - room, 0.0), min(high + room, 100.0)] if unit.startswith("%") else [low - room, high + room]
+    if unit.startswith("%") and all(0 <= row["value"] <= 100 for row in rows):  # an interval may reach beyond what can be; the axis need not
+        return [max(low - room, 0.0), min(high + room, 100.0)]
+    return [low - room, high + room]
 
 
 def _lines(measurement: Measurement, plot: Plot, rows: list[dict[str, Any]], unit: str) -> Any:
@@ -239,7 +247,9 @@ def _lines(measurement: Measurement, plot: Plot, rows: list[dict[str, Any]], uni
         scale = (
             alt.Scale(type="symlog", constant=smallest, domain=[0, last], nice=False, padding=12) if plot.log else alt.Scale(zero=False, nice=True)
         )
-        axis = alt.Axis(title=_title(plot.x), **({"values": ticks, "labelOverlap": "greedy", "format": ",d"} if ticks else {"tickCount": 6}))
+        axis = alt.Axis(
+            title=_title(plot.x, log=plot.log), **({"values": ticks, "labelOverlap": "greedy", "format": ",d"} if ticks else {"tickCount": 6})
+        )
         x = alt.X("x:Q", scale=scale, axis=axis)
         y_scale = alt.Scale(domain=_domain(rows, unit), nice=True, zero=False)
         color, shape = _keys(measurement, plot, wide)
@@ -248,7 +258,7 @@ def _lines(measurement: Measurement, plot: Plot, rows: list[dict[str, Any]], uni
             base = alt.Chart(alt.Data(values=[row for row in rows if row["panel"] == name]))
             y = alt.Y("value:Q", scale=y_scale, axis=alt.Axis(title=unit, tickCount=6))
             layers = alt.layer(
-                base.mark_area(opacity=0.16).encode(x=x, y=alt.Y("low:Q", scale=y_scale), y2="high:Q", color=color),
+                base.mark_area(opacity=0.16, clip=True).encode(x=x, y=alt.Y("low:Q", scale=y_scale), y2="high:Q", color=color),
                 base.mark_line(strokeWidth=2).encode(x=x, y=y, color=color),
                 base.mark_point(size=46, filled=True, opacity=1, stroke=_PAPER, strokeWidth=0.8).encode(x=x, y=y, color=color, shape=shape),
             ).properties(width=plot_width, height=260 if wide else 220)
@@ -258,31 +268,41 @@ def _lines(measurement: Measurement, plot: Plot, rows: list[dict[str, Any]], uni
     return build
 
 
+def _whole(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How numbers across are labeled: whole ones without ticks between them."""
+    return {"format": ",d", "tickMinStep": 1} if all(float(row["x"]).is_integer() for row in rows) else {"format": ",~g"}
+
+
 def _dots(measurement: Measurement, plot: Plot, rows: list[dict[str, Any]], unit: str) -> Any:
     names = [str(value) for value in measurement.axes[plot.x]]
 
     def build(width: int) -> Any:
         import altair as alt
 
-        wide = width >= 600
+        wide, panels = width >= 600, _panels(measurement, plot)
         series = _series(measurement, plot)[0]
-        margin = min(260 if wide else 130, 20 + 7 * max(map(len, names)))
+        margin = min(260 if wide else 130, 30 + 7 * max(map(len, names)))
         color, shape = _keys(measurement, plot, wide)
-        base = alt.Chart(alt.Data(values=[{**row, "x": str(row["x"])} for row in rows]))
-        y = alt.Y(
-            "x:N",
-            sort=names,
-            title=None,
-            axis=alt.Axis(labelLimit=margin, ticks=False, domain=False, grid=True, labelColor=_INK),
-            scale=alt.Scale(domain=names),
-        )
-        offset: dict[str, Any] = {"yOffset": alt.YOffset("series:N", sort=series, scale=alt.Scale(domain=series))} if len(series) > 1 else {}
         scale = alt.Scale(domain=_domain(rows, unit), zero=False, nice=True)
-        x = alt.X("value:Q", scale=scale, axis=alt.Axis(title=unit, tickCount=7 if wide else 4))
-        return alt.layer(
-            base.mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=color, **offset),
-            base.mark_point(size=85, filled=True, opacity=1, stroke=_PAPER, strokeWidth=1).encode(x=x, y=y, color=color, shape=shape, **offset),
-        ).properties(width=width - margin - 60, height=(14 + 16 * len(series)) * len(names))
+        offset: dict[str, Any] = {"yOffset": alt.YOffset("series:N", sort=series, scale=alt.Scale(domain=series))} if len(series) > 1 else {}
+        across = len(panels) if wide and len(panels) <= 3 else 1
+        charts = []
+        for panel in panels:
+            base = alt.Chart(alt.Data(values=[{**row, "x": str(row["x"])} for row in rows if row["panel"] == panel]))
+            y = alt.Y(
+                "x:N",
+                sort=names,
+                title=None,
+                axis=alt.Axis(labelLimit=margin, ticks=False, domain=False, grid=True, labelColor=_INK),
+                scale=alt.Scale(domain=names),
+            )
+            x = alt.X("value:Q", scale=scale, axis=alt.Axis(title=unit, tickCount=7 if width / across >= 600 else 4))
+            layers = alt.layer(
+                base.mark_rule(strokeWidth=2.5, clip=True).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=color, **offset),
+                base.mark_point(size=85, filled=True, opacity=1, stroke=_PAPER, strokeWidth=1).encode(x=x, y=y, color=color, shape=shape, **offset),
+            ).properties(width=width / across - margin - 60, height=(14 + 16 * len(series)) * len(names))
+            charts.append(layers.properties(title=alt.Title(f"{_title(plot.panel)}: {panel}", fontSize=13, anchor="start")) if plot.panel else layers)
+        return charts[0] if len(charts) == 1 else (alt.hconcat if across > 1 else alt.vconcat)(*charts)
 
     return build
 
@@ -335,8 +355,10 @@ def _heat(measurement: Measurement, plot: Plot, rows: list[dict[str, Any]], unit
 def _scatter(measurement: Measurement, plot: Plot, quantity: Quantity) -> Any:
     colors = measurement[plot.color].values if plot.color else np.zeros(len(quantity.values))
     marks = measurement[plot.shape].values if plot.shape else np.zeros(len(quantity.values))
-    names = tuple(plot.words.get("color", ())) if plot.words else tuple(map(str, measurement.axes.get("class", ())))
+    names = (plot.words or {}).get(plot.color or "", tuple(map(str, measurement.axes.get("class", ()))))
     few = len(names) <= len(_CLASSES)
+    # both coordinates of a map have one unit; others have a name each
+    titles = (quantity.unit, quantity.unit) if quantity.unit else tuple(map(str, measurement.axes[quantity.axes[1]]))
     points = [
         {"x": float(x), "y": float(y), "name": names[int(c)] if names else str(int(c)), "big": bool(m)}
         for (x, y), c, m in zip(quantity.values, colors, marks, strict=True)
@@ -354,7 +376,8 @@ def _scatter(measurement: Measurement, plot: Plot, quantity: Quantity) -> Any:
             if few
             else alt.value(PALETTE["blue"][0])
         )
-        x, y = (alt.X("x:Q", axis=alt.Axis(title=quantity.unit, tickCount=6)), alt.Y("y:Q", axis=alt.Axis(title=quantity.unit, tickCount=6)))
+        x = alt.X("x:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=titles[0], tickCount=6))
+        y = alt.Y("y:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=titles[1], tickCount=6))
         small, big = ([point for point in points if point["big"] is kind] for kind in (False, True))
         return alt.layer(
             alt.Chart(alt.Data(values=small)).mark_point(size=22, filled=True, opacity=0.45, shape="circle").encode(x=x, y=y, color=color),
@@ -401,12 +424,9 @@ def _uri(image: UInt8[Tensor, "C H W"]) -> str:
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _title(axis: str | None) -> str:
-    return {
-        "step": "steps of training on real images (0 = untrained; logarithmic)",
-        "added": "real images of each class added (logarithmic)",
-        None: "",
-    }.get(axis, (axis or "").replace("_", " "))
+def _title(axis: str | None, *, log: bool = False) -> str:
+    known = {"step": "steps of training on real images, 0 = untrained", "added": "real images of each class added", None: ""}
+    return known.get(axis, (axis or "").replace("_", " ")) + (", logarithmic" if log else "")
 
 
 def _log_ticks(values: Sequence[float | int]) -> list[float | int]:
@@ -428,6 +448,6 @@ def _plot_words(plot: Plot, rows: Sequence[Mapping[str, Any]], unit: str) -> str
 
 
 def _scatter_words(measurement: Measurement, plot: Plot) -> str:
-    return (
-        f"{plot.title}: {words.count(len(measurement[plot.quantity].values), 'point')}; large diamonds are distilled images, small circles real ones."
-    )
+    small, large = (plot.words or {}).get(plot.shape or "", ("real images", "distilled images"))
+    marks = f"; large diamonds are {large}, small circles {small}" if plot.shape else ""
+    return f"{plot.title}: {words.count(len(measurement[plot.quantity].values), 'point')}{marks}."
