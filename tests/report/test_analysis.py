@@ -2,14 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from tests.small import subject
 
 from limbeck.analyze.subject import Plot
-from limbeck.report.analysis import plot_figure, quantity_rows, render_analysis, write_analysis
+from limbeck.report.analysis import _ticks, plot_figure, quantity_rows, render_analysis, scalar_text, write_analysis
 from limbeck.study.analyzing import Outcome
 from limbeck.types.measurement import Measurement, Quantity
 
@@ -86,6 +86,63 @@ def test_fractions_are_shown_in_per_cent_and_what_has_no_value_as_a_dash() -> No
         ["level", "second, here", "0.125", "kappa"],
         ["level", "second, there", "–", "kappa"],
     ]
+
+
+def drawn(quantity: Quantity, plot: Plot, width: int = 1000, **axes: tuple[Any, ...]) -> tuple[str, str]:
+    """The drawing of one quantity and its text for those who do not see it."""
+    figure = plot_figure(Measurement("a", "A", {plot.quantity: quantity}, axes), plot)
+    assert figure is not None
+    return figure.svg(width), figure.alt
+
+
+@pytest.mark.parametrize("width", [1000, 340])
+def test_dots_have_a_drawing_for_each_panel(width: int) -> None:
+    values = np.array([[[0.1, 0.2], [0.3, 0.4]], [[0.5, 0.6], [0.7, 0.8]]])
+    plot = Plot("accuracy", "Classes", "class", kind="dots", color="treatment", panel="ipc")
+    quantity = Quantity(values, ("ipc", "treatment", "class"), "fraction", values - 0.6, values + 0.1, "draws")
+    picture, alt = drawn(quantity, plot, width, ipc=(1, 10), treatment=("control", "none"), **{"class": ("class 8", "class 37")})
+    assert {"ipc: 1", "ipc: 10"} <= set(re.findall(r"<text[^>]*>([^<]*)</text>", picture))
+    assert picture.count(">class 37</text>") == 2
+    assert alt == "Classes, in %: from 10 (control, ipc 1, class 8) to 80 (none, ipc 10, class 37)."
+    # a rule that reaches below 0 ends at the axis instead of running over the labels
+    assert "clip-path" in picture
+
+
+def test_whole_numbers_have_no_ticks_between_them_and_log_axes_keep_fractions() -> None:
+    quantity = Quantity(np.array([0.1, 0.2, 0.3]), ("epoch",), "fraction")
+    picture, _ = drawn(quantity, Plot("accuracy", "A", "epoch"), epoch=(1, 2, 3))
+    shown = re.findall(r"<text[^>]*>([^<]*)</text>", picture)
+    assert [shown.count(label) for label in ("1", "1.5", "2", "2.5", "3")] == [1, 0, 1, 0, 1]
+    picture, _ = drawn(quantity, Plot("accuracy", "A", "epoch", log=True), epoch=(0.25, 1, 4))
+    assert {"0.25", "1", "4"} <= set(re.findall(r"<text[^>]*>([^<]*)</text>", picture))
+    assert _ticks([0, 100, 200, 400], log=False)["values"] == [0, 100, 200, 300, 400]
+    assert _ticks([3, 102], log=False)["values"] == [3, 20, 40, 60, 80, 100]
+    assert _ticks([5], log=False)["values"] == [5]
+
+
+def test_differences_below_zero_stay_on_the_axis() -> None:
+    quantity = Quantity(np.array([-0.2, -0.1]), ("epoch",), "fraction", np.array([-0.3, -0.2]), np.array([-0.1, 0.0]))
+    picture, _ = drawn(quantity, Plot("gap", "A", "epoch"), epoch=(1, 2))
+    assert ">−20</text>" in picture
+
+
+def test_a_scatter_names_its_colors_its_axes_and_its_marks() -> None:
+    quantities = {
+        "place": Quantity(np.array([[1.0, 0.2], [2.0, 0.3]]), ("setting", "coordinate")),
+        "arm": Quantity(np.array([0.0, 1.0]), ("setting",)),
+        "on": Quantity(np.array([0.0, 1.0]), ("setting",)),
+    }
+    made = Measurement("front", "Front", quantities, {"setting": ("a", "b"), "coordinate": ("images (log10)", "accuracy")})
+    words = {"arm": ("hard", "topk"), "on": ("beaten settings", "those on the front")}
+    figure = plot_figure(made, Plot("place", "Front", "setting", kind="scatter", color="arm", shape="on", words=words))
+    assert figure is not None
+    assert {"hard", "topk", "images (log10)", "accuracy"} <= set(re.findall(r"<text[^>]*>([^<]*)</text>", figure.svg(1000)))
+    assert figure.alt == "Front: 2 points; large diamonds are those on the front, small circles beaten settings."
+
+
+def test_scalars_are_shown_as_percent_with_their_interval() -> None:
+    assert scalar_text(Quantity(np.array(0.331), (), "fraction", np.array(-0.7288), np.array(1.391))) == "33.1 [−72.9, 139.1] %"
+    assert scalar_text(Quantity(np.array(6.04), (), "times")) == "6.04 times"
 
 
 def test_an_axis_that_is_not_drawn_is_averaged() -> None:

@@ -224,7 +224,9 @@ def test_accuracy_on_removed_classes() -> None:
     planted = Planted(body, "{ ipc = [1], removed = [3, 0, 2] }", lambda cell: [0.0, 0.0], scores=scores)
     options = module.RemovedClassOptions(title="t", control=Selector(arm="control"), treatments=(Selector(arm="no-label"),))
     measurement, _ = planted.measure(module.removed_class, options)
-    assert measurement.axes["class"] == ("0", "2", "3")
+    assert measurement.axes["class"] == ("class 0", "class 2", "class 3")
+    assert measurement["accuracy"].low == pytest.approx(measurement["accuracy"].values)
+    assert measurement["accuracy"].covers == "students"
     assert measurement["accuracy"].values[0] == pytest.approx(np.array([[0.5, 0.7, 0.8], [0.1, 0.1, 0.1]]))
     assert measurement["mean no-label ipc 1"].values == pytest.approx(0.1)
     assert measurement["no-label minus control ipc 1"].values == pytest.approx(-1.7 / 3)

@@ -236,7 +236,7 @@ def _domain(rows: Sequence[Mapping[str, Any]], unit: str) -> list[float]:
 def _lines(measurement: Measurement, plot: Plot, rows: list[dict[str, Any]], unit: str) -> Any:
     positive = [row["x"] for row in rows if row["x"] > 0]
     last, smallest = max(row["x"] for row in rows), min(positive, default=1)
-    ticks = _log_ticks(sorted({row["x"] for row in rows})) if plot.log else None
+    ticks = _ticks(sorted({row["x"] for row in rows}), plot.log)
 
     def build(width: int) -> Any:
         import altair as alt
@@ -245,11 +245,11 @@ def _lines(measurement: Measurement, plot: Plot, rows: list[dict[str, Any]], uni
         across = len(names) if wide else 1
         plot_width = (width - 90 * across) / across
         scale = (
-            alt.Scale(type="symlog", constant=smallest, domain=[0, last], nice=False, padding=12) if plot.log else alt.Scale(zero=False, nice=True)
+            alt.Scale(type="symlog", constant=smallest, domain=[0, last], nice=False, padding=12)
+            if plot.log
+            else alt.Scale(zero=False, nice=False, padding=12)
         )
-        axis = alt.Axis(
-            title=_title(plot.x, log=plot.log), **({"values": ticks, "labelOverlap": "greedy", "format": ",d"} if ticks else {"tickCount": 6})
-        )
+        axis = alt.Axis(title=_title(plot.x, log=plot.log), **ticks)
         x = alt.X("x:Q", scale=scale, axis=axis)
         y_scale = alt.Scale(domain=_domain(rows, unit), nice=True, zero=False)
         color, shape = _keys(measurement, plot, wide)
@@ -268,9 +268,18 @@ def _lines(measurement: Measurement, plot: Plot, rows: list[dict[str, Any]], uni
     return build
 
 
-def _whole(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How numbers across are labeled: whole ones without ticks between them."""
-    return {"format": ",d", "tickMinStep": 1} if all(float(row["x"]).is_integer() for row in rows) else {"format": ",~g"}
+def _ticks(values: Sequence[float | int], log: bool) -> dict[str, Any]:
+    """Where numbers across are labeled, and how: whole ones never in between."""
+    whole = all(float(value).is_integer() for value in values)
+    form = ",d" if whole else ",.6~g"
+    if log:
+        return {"values": _log_ticks(values), "labelOverlap": "greedy", "format": form}
+    if not whole:
+        return {"tickCount": 6}
+    low, high = int(values[0]), int(values[-1])
+    steps = [digit * 10**power for power in range(len(str(high - low))) for digit in (1, 2, 5)]
+    step = next((step for step in steps if high - low <= 7 * step), steps[-1])
+    return {"values": sorted({low, *range(-(-low // step) * step, high + 1, step)}), "labelOverlap": "greedy", "format": form}
 
 
 def _dots(measurement: Measurement, plot: Plot, rows: list[dict[str, Any]], unit: str) -> Any:
@@ -376,11 +385,11 @@ def _scatter(measurement: Measurement, plot: Plot, quantity: Quantity) -> Any:
             if few
             else alt.value(PALETTE["blue"][0])
         )
-        x = alt.X("x:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=titles[0], tickCount=6))
-        y = alt.Y("y:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=titles[1], tickCount=6))
+        x = alt.X("x:Q", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(title=titles[0], tickCount=6))
+        y = alt.Y("y:Q", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(title=titles[1], tickCount=6))
         small, big = ([point for point in points if point["big"] is kind] for kind in (False, True))
         return alt.layer(
-            alt.Chart(alt.Data(values=small)).mark_point(size=22, filled=True, opacity=0.45, shape="circle").encode(x=x, y=y, color=color),
+            alt.Chart(alt.Data(values=small)).mark_point(size=30, filled=True, opacity=0.6, shape="circle").encode(x=x, y=y, color=color),
             alt.Chart(alt.Data(values=big))
             .mark_point(size=110, filled=True, opacity=1, shape="diamond", stroke=_INK, strokeWidth=1.1)
             .encode(x=x, y=y, color=color),
@@ -441,8 +450,11 @@ def _log_ticks(values: Sequence[float | int]) -> list[float | int]:
 def _plot_words(plot: Plot, rows: Sequence[Mapping[str, Any]], unit: str) -> str:
     best, least = max(rows, key=lambda row: row["value"]), min(rows, key=lambda row: row["value"])
 
+    def spoken(value: Any) -> str:
+        return value if isinstance(value, str) else f"{plot.x} {value}"
+
     def place(row: Mapping[str, Any]) -> str:
-        return ", ".join(filter(None, [row["series"], row["panel"], f"{plot.x} {row['x']}"]))
+        return ", ".join(filter(None, [row["series"], f"{plot.panel} {row['panel']}" if plot.panel else "", spoken(row["x"])]))
 
     return f"{plot.title}, in {unit}: from {least['value']:.3g} ({place(least)}) to {best['value']:.3g} ({place(best)})."
 

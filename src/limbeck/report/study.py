@@ -4,17 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import limbeck
 from limbeck import store
 from limbeck.report import words
-from limbeck.report.analysis import SERIES, plot_figure
+from limbeck.report.analysis import SERIES, plot_figure, scalar_text
 from limbeck.report.figures import PALETTE, Figure
 from limbeck.report.page import chart_of, environment
 from limbeck.study.running import LEDGER, ROWS, Findings, Run
 from limbeck.study.view import REPEATS
-from limbeck.types.measurement import Quantity
 
 _MARKS = {"holds": "✓", "fails": "✗", "undecided": "?", "not measured": "–", "not asked on this scale": "–"}
 
@@ -79,18 +76,11 @@ def _sections(findings: Findings, figures: Mapping[str, Sequence[Figure]]) -> li
                 "charts": [{"title": figure.title, **chart_of(figure)} for figure in figures[name]],
                 "reading": " ".join(dict.fromkeys(plot.reading for plot in plots if plot.reading)),
                 "covers": "; ".join(dict.fromkeys(quantity.covers for quantity in quantities.values() if quantity.covers)),
-                "scalars": [(key.replace("_", " "), _scalar(quantity)) for key, quantity in quantities.items() if not quantity.values.ndim],
+                "scalars": [(key.replace("_", " "), scalar_text(quantity)) for key, quantity in quantities.items() if not quantity.values.ndim],
                 "notes": measurement.notes,
             }
         )
     return found
-
-
-def _scalar(quantity: Quantity) -> str:
-    text = f"{float(quantity.values):.4g}"
-    if quantity.low is not None and quantity.high is not None and not np.isnan(quantity.low):
-        text += f" [{float(quantity.low):.4g}, {float(quantity.high):.4g}]"
-    return f"{text} {quantity.unit}".strip()
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -202,14 +202,16 @@ def front(view: View, options: FrontOptions, artefacts: Artefacts) -> Made:
         spread = [found, *np.quantile([own[front].mean() for front in fronts], [0.025, 0.975], method="inverted_cdf")] if fronts else [np.nan]
         share[f"share of {selector.words} on the front"] = _scalar(Interval(found, min(spread), max(spread), covers, len(entries[0])), "fraction")
     quantities = {
-        "place": Quantity(np.stack([np.log10(prices), values], 1), ("setting", "coordinate"), f"log10 of {options.cost}, {options.value}"),
+        "place": Quantity(np.stack([np.log10(prices), values], 1), ("setting", "coordinate")),
         "on the front": Quantity(on, ("setting",)),
         "arm": Quantity(np.array(group, dtype=float), ("setting",)),
         **share,
     }
-    words = {"on the front": ("beaten", "on the front"), "arm": tuple(selector.words for selector in options.of)}
+    words = {"on the front": ("settings that another beats", "those on the front"), "arm": tuple(selector.words for selector in options.of)}
     plot = Plot("place", options.title, "setting", kind="scatter", color="arm", shape="on the front", words=words, reading=options.reading)
-    return Measurement("front", options.title, quantities, {"setting": tuple(names), "coordinate": (f"log10 {options.cost}", options.value)}), (plot,)
+    return Measurement("front", options.title, quantities, {"setting": tuple(names), "coordinate": (f"{options.cost} (log10)", options.value)}), (
+        plot,
+    )
 
 
 class RemovedClassOptions(StudyAnalysisOptions):
@@ -235,21 +237,25 @@ def removed_class(view: View, options: RemovedClassOptions, artefacts: Artefacts
     panels = view.along(options.control, options.panel)
     classes = [int(value) for value in view.along(options.treatments[0], options.which)]
     arms = ("control", *(selector.arm for selector in options.treatments))
-    grid = np.full((len(panels), len(arms), len(classes)), np.nan)
+    grid, low, high = (np.full((len(panels), len(arms), len(classes)), np.nan) for _ in range(3))
     for row, value in enumerate(panels):
         for column, number in enumerate(classes):
-            grid[row, 0, column] = _class_accuracy(view, options.control.at(**{options.panel: value}), number, artefacts)
-            for place, selector in enumerate(options.treatments, 1):
-                grid[row, place, column] = _class_accuracy(view, selector.at(**{options.panel: value, options.which: number}), number, artefacts)
+            asked = [options.control.at(**{options.panel: value})]
+            asked += [selector.at(**{options.panel: value, options.which: number}) for selector in options.treatments]
+            for place, selector in enumerate(asked):
+                interval = _class_accuracy(view, selector, number, artefacts)
+                covers = interval.covers
+                _put((grid, low, high), (row, place, column), interval)
     order = np.argsort(grid[0, 0], kind="stable")
-    quantities = {"accuracy": Quantity(grid[:, :, order], (options.panel, "treatment", "class"), "fraction")}
+    axes_of = (options.panel, "treatment", "class")
+    quantities = {"accuracy": Quantity(grid[:, :, order], axes_of, "fraction", low[:, :, order], high[:, :, order], covers)}
     for row, value in enumerate(panels):
         for place, arm in enumerate(arms):
             quantities[f"mean {arm} {options.panel} {value}"] = _scalar(t_interval(grid[row, place], "classes"), "fraction")
             if place:
                 gap = t_interval(grid[row, place] - grid[row, 0], "classes")
                 quantities[f"{arm} minus control {options.panel} {value}"] = _scalar(gap, "fraction")
-    axes: dict[str, tuple[Any, ...]] = {options.panel: tuple(panels), "treatment": arms, "class": tuple(str(classes[place]) for place in order)}
+    axes: dict[str, tuple[Any, ...]] = {options.panel: tuple(panels), "treatment": arms, "class": tuple(f"class {classes[place]}" for place in order)}
     plot = Plot("accuracy", options.title, "class", kind="dots", color="treatment", panel=options.panel, reading=options.reading)
     return Measurement("removed-class", options.title, quantities, axes), (plot,)
 
@@ -562,10 +568,17 @@ def _nearest_interval(scaled: Tensor) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _class_accuracy(view: View, selector: Selector, number: int, artefacts: Artefacts) -> float:
-    """Accuracy on one class, over all draws, experts and students."""
-    found = [artefacts.scores(view.row(cell))["class_accuracy"][:, number] for cell in _cells(view, selector)]
-    return float(torch.cat(found).double().mean())
+def _class_accuracy(view: View, selector: Selector, number: int, artefacts: Artefacts) -> Interval:
+    """Accuracy on one class, with its interval over draws, experts and students."""
+    cells = _cells(view, selector)
+    found = {
+        (cell.coordinates.get("draw", 0), cell.coordinates.get("expert", 0)): artefacts.scores(view.row(cell))["class_accuracy"][:, number].double()
+        for cell in cells
+    }
+    draws, experts = sorted({key[0] for key in found}), sorted({key[1] for key in found})
+    if len(found) != len(draws) * len(experts):
+        raise OptionError(f"{selector.words} does not cross its draws and experts; give the arm both axes")
+    return nested_interval(np.array([[found[draw, expert].numpy() for expert in experts] for draw in draws]))
 
 
 def _relations(names: Sequence[str], divider: str) -> np.ndarray:
