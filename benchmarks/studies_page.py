@@ -53,8 +53,10 @@ def record(folder: Path) -> None:
     figures = PAGES / "figures" / f"{group or 'uses'}-{name}"
     shutil.rmtree(figures, ignore_errors=True)
     figures.mkdir(parents=True)
-    drawn = {key: [path.name for path in sorted((folder / "figures").glob(f"{key}-*.svg"))] for key in made["analyses"]}
+    drawn: dict[str, list[str]] = {key: [] for key in made["analyses"]}
     for path in sorted((folder / "figures").glob("*.svg")):
+        owner = max((key for key in drawn if path.name.startswith(f"{key}-")), key=len)  # an id may begin as another does
+        drawn[owner].append(path.name)
         shutil.copy(path, figures / path.name)
     kept = {key: made[key] for key in ("study", "scale", "tasks", "claims")}
     kept |= {"figures": drawn, "titles": {key: value["title"] for key, value in made["analyses"].items()}, **_cost(run)}
@@ -110,7 +112,8 @@ def _study(group: str, made: Mapping[str, Any], thoughts: Mapping[str, str]) -> 
         "| claim | expected | measured | covers | verdict |",
         "|---|---|---|---|---|",
     ]
-    for key, verdict in made["claims"].items():
+    for key in filter(made["claims"].__contains__, claims):
+        verdict = made["claims"][key]
         interval = verdict["interval_95"]
         covers = interval["covers"] if interval else ""
         lines.append(f"| {claims[key].sentence} | {claims[key].expected} | {verdict['words']} | {covers} | **{verdict['answer']}** |")

@@ -676,9 +676,11 @@ def unit_of(measure: str) -> _Unit:
 
 
 def _unit_of_quantity(name: str, found: "Quantity") -> _Unit:
-    if found.unit != "fraction":
-        return _Unit(1.0, found.unit)
-    return _POINTS if any(word in name for word in ("minus", "gap", "spread")) else _PERCENT
+    if found.unit.startswith("difference of fractions") or (found.unit == "fraction" and any(word in name for word in ("minus", "gap", "spread"))):
+        return _POINTS
+    if found.unit.startswith("fraction"):
+        return _PERCENT
+    return _Unit(1.0, found.unit if len(found.unit) < 25 else "")  # a longer one is a sentence, which the claim says already
 
 
 def _gap(view: View, left: Selector, right: Selector) -> tuple[Interval, _Words]:
