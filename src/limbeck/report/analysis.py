@@ -302,7 +302,7 @@ def _dots(measurement: Measurement, plot: Plot, rows: list[dict[str, Any]], unit
                 "x:N",
                 sort=names,
                 title=None,
-                axis=alt.Axis(labelLimit=margin, ticks=False, domain=False, grid=True, labelColor=_INK),
+                axis=alt.Axis(labelLimit=margin, labelPadding=12, ticks=False, domain=False, grid=True, labelColor=_INK),
                 scale=alt.Scale(domain=names),
             )
             x = alt.X("value:Q", scale=scale, axis=alt.Axis(title=unit, tickCount=7 if width / across >= 600 else 4))
