@@ -157,7 +157,7 @@ def plot_figure(measurement: Measurement, plot: Plot) -> Figure | None:
     if quantity is None or not np.isfinite(quantity.values).any():
         return None
     factor, unit = _scale(quantity.unit)
-    name = f"{measurement.analysis}-{plot.quantity.replace('_', '-')}"
+    name = f"{measurement.analysis}-{plot.quantity.replace('_', '-').replace(' ', '-')}"
     if plot.kind == "scatter":
         return Figure(name, plot.title, _scatter_words(measurement, plot), _scatter(measurement, plot, quantity))
     rows = _tidy(measurement, plot, quantity, factor)
