@@ -61,9 +61,25 @@ def page(found: Mapping[str, Measurement]) -> str:
         lines = ["| claim | expected | measured | verdict |", "|---|---|---|---|"]
         lines += [f"| {row.claim} | {row.expected} | {row.measured} | **{row.verdict}** |" for row in rows]
         parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
-        if analysis in first and first[analysis].notes:
-            parts.append("\n".join(f"- {note}" for note in first[analysis].notes) + "\n")
+        notes = list(first[analysis].notes) if analysis in first else []
+        notes += [
+            _elsewhere(other)
+            for other in found.values()
+            if other.analysis == analysis and other is not first[analysis] and "threshold_mean" in other.quantities
+        ]
+        if notes:
+            parts.append("\n".join(f"- {note}" for note in notes) + "\n")
     return "\n".join([*parts, _runs(found)])
+
+
+def _elsewhere(other: Measurement) -> str:
+    """The thresholds of linear teachers of another size."""
+    mean, last, onward, capacity = (float(other[name].values) for name in ("threshold_mean", "last_mismatch", "matches_from", "capacity"))
+    rhos = ", ".join(f"{rho:g}" for rho in other.axes["rho"])
+    return (
+        f"with {other.settings['options']['features']} features, at ρ = {rhos}: interpolated threshold {_number(mean)}, last mismatch at ρα = {_number(last, 3)}, "
+        f"all match from {_number(onward, 3)} on; teachers memorize up to α = {_number(capacity)} (published: 1.88 at 1600)"
+    )
 
 
 def _runs(found: Mapping[str, Measurement]) -> str:

@@ -255,7 +255,7 @@ MLP_LEAK = Experiment(
     options=MLPLeakOptions,
     scales={
         "smoke": MLPLeakOptions(per_class=(5, 20), rhos=(0.4, 0.8), **_SMOKE),
-        "cpu": MLPLeakOptions(per_class=(20, 50, 100, 150, 200, 300), rhos=(0.15, 0.35, 0.55, 0.75, 0.95), repeats=2, **_SMALL),
+        "cpu": MLPLeakOptions(per_class=(100, 300, 330, 450), rhos=(0.35, 0.95, 0.98), repeats=2, **_SMALL),
         "paper": MLPLeakOptions(),
     },
     run=mlp,
