@@ -318,6 +318,7 @@ def arithmetic(measurement: Measurement | None) -> Rows:
     texts = [
         ("A memorizing teacher's students recall pairs of its training set that they never saw", "held-out accuracy above that on unseen pairs"),
         ("A generalizing teacher's students generalize", "high accuracy on unseen pairs"),
+        ("At low temperature they recall none", "held-out accuracy no higher than on unseen pairs (published at τ = 0.1)"),
     ]
     if measurement is None:
         return [Row(*text) for text in texts]
@@ -327,6 +328,8 @@ def arithmetic(measurement: Measurement | None) -> Rows:
     where = f"ρ = {m.axes['rho'][place[0]]:g}, τ = {m.axes['tau'][place[1]]:g}"
     first, last = float(m["teacher_unseen"].values[0]), float(m["teacher_unseen"].values[-1])
     best = float(m["unseen"].values[-1].max())
+    coldest = int(np.argmin(m.axes["tau"]))
+    cold = (0, place[0], coldest)
     return [
         Row(
             *texts[0],
@@ -338,6 +341,12 @@ def arithmetic(measurement: Measurement | None) -> Rows:
             *texts[1],
             f"up to {_number(best)}; its teacher {_number(last)}",
             _holds(best > 0.9) if last > 0.9 else "no generalizing teacher in this run",
+        ),
+        Row(
+            *texts[2],
+            f"{_number(float(m['held_out'].values[cold]))} against {_number(float(m['unseen'].values[cold]))} at ρ = {m.axes['rho'][place[0]]:g}, "
+            f"τ = {m.axes['tau'][coldest]:g}; largest gap at this τ {_number(float(gap[:, coldest].max()))}",
+            _holds(float(gap[:, coldest].max()) < 0.05),
         ),
     ]
 

@@ -167,7 +167,6 @@ MODULAR = Experiment(
             lr=3e-3,
             stops=(200, 3200, 7000),
             rhos=(0.3, 0.6, 0.9),
-            taus=(1.0, 10.0),
             student_steps=4000,
             repeats=2,
         ),
