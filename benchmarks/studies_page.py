@@ -88,6 +88,9 @@ def page(group: str, records: Sequence[Mapping[str, Any]]) -> str:
         + ". A claim that fails on this scale says that it does not carry over to this problem and size.",
         "",
     ]
+    measured = {made["study"].rpartition("/")[2] for made in records}
+    left = [f"`{path.stem}`" for path in sorted((ROOT / "studies" / group).glob("*.toml")) if path.stem not in measured]
+    lines += [f"Not measured yet: {', '.join(left)}.", ""] if left else []
     path = RECORDS / group / "discussion.toml"
     thoughts = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for made in records:
