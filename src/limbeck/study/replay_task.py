@@ -1,6 +1,5 @@
 """The tasks of class-incremental learning by replay: a memory of every group of classes, and students that learn the groups one after the other."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,15 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck import __version__, store
+from limbeck import store
 from limbeck.data.tables import ImageTable, Subset
 from limbeck.errors import OptionError
 from limbeck.evaluate.evaluate import student_streams
 from limbeck.experts.expert import Labeler, labeler_of
 from limbeck.experts.trajectory import train_expert
 from limbeck.labels.rules import LabelRule
-from limbeck.methods.driver import Method, run_method
-from limbeck.methods.problem import Problem
+from limbeck.methods.driver import Method
 from limbeck.progress import Tick
 from limbeck.streams import Streams
 from limbeck.study.artefacts import SCORES
@@ -29,13 +27,14 @@ from limbeck.study.tasks import (
     Outcome,
     Price,
     Workplace,
-    describe_set,
     digest_of_predictions,
     flops_of,
+    made_set,
     method_of,
+    method_settings,
+    problem_of,
     rule_of,
     score_measures,
-    steps_of,
 )
 from limbeck.train.examples import Examples, StoredImages
 from limbeck.train.fit import Job, fit_many, predict
@@ -57,29 +56,11 @@ class MemoryTask:
     @staticmethod
     def add(builder: Builder, cell: Cell, classes: Sequence[int]) -> str:
         """Adds the memory of a group for the arm of a cell."""
-        making, scale = cell.making, builder.scale
+        making = cell.making
         method = builder.method(making.method)
         _check_method(making, method)
-        rule = _within(rule_of(method, making.labels.model_dump()), len(classes), scale.data.classes)
-        network, steps = builder.network(making.made_for), steps_of(method)
-        _, recipe = builder.protocol()
-        images = int(making.ipc) * len(classes)
-        plan = builder.method_plan(network, steps) if steps else builder.student_plan(network, recipe, images)
-        settings: dict[str, Any] = {
-            "classes": sorted(classes),
-            "method": making.method,
-            "options": method.options.model_dump(mode="json"),
-            "steps": steps,
-            "ipc": making.ipc,
-            "draw": making.draw,
-            "rule": rule.model_dump(mode="json"),
-            "model": str(network.spec),
-            "identity": network.identity,
-            "recipe": recipe.model_dump(mode="json"),
-            "seed": scale.seed,
-            "source": scale.source,
-            "plan": plan.model_dump(exclude={"reason"}),
-        }
+        rule = _within(rule_of(method, making.labels.model_dump()), len(classes), builder.scale.data.classes)
+        settings = {**method_settings(builder, making, method, rule, int(making.ipc) * len(classes)), "classes": sorted(classes)}
         if uses_labeler(method, rule):
             settings["expert"] = _expert_settings(builder, making, len(classes))
         return builder.add("memory", settings, {}, f"{cell.words}, classes {', '.join(map(str, sorted(classes)))}")
@@ -94,39 +75,16 @@ class MemoryTask:
         settings, splits = task.settings, work.setting.splits
         train, validation = (of_classes(table, settings["classes"]) for table in (splits.train, splits.validation))
         labeler = _expert_of_group(settings, train, validation, work) if "expert" in settings else None
-        problem = Problem(
+        problem = problem_of(
+            settings,
+            work,
             train=train,
             validation=validation,
-            network=work.network(settings["model"]),
-            pixels=work.setting.pixels,
             counts=tuple(settings["ipc"] if number in settings["classes"] else 0 for number in range(len(train.classes))),
-            rule=LabelRule(**settings["rule"]),
-            recipe=Recipe(**settings["recipe"]),
-            streams=Streams(settings["seed"])["draw", settings["draw"]],
-            plan=ExecutionPlan(**settings["plan"]),
-            expert=labeler,
-            provenance={
-                "limbeck": __version__,
-                "torch": torch.__version__,
-                "source": settings["source"],
-                "train_digest": splits.train.digest,
-                "validation_digest": splits.validation.digest,
-                "test_digest": splits.test.digest,
-                "method": settings["method"].partition(":")[0],
-                "method_options": settings["options"],
-                "seed": settings["seed"],
-                "draw": settings["draw"],
-                "plan": settings["plan"],
-                "classes_of_group": settings["classes"],
-                "labeler": labeler.digest if labeler else None,
-            },
+            labeler=labeler,
+            provenance={"classes_of_group": settings["classes"], "labeler": labeler.digest if labeler else None},
         )
-        folder = work.artefacts.file(task.key, "-growing")
-        made = run_method(method_of(settings), problem, work.reporter, folder=folder)
-        path = work.artefacts.file(task.key, ".safetensors")
-        made.save(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        return Outcome(describe_set(made), {"set": made.digest, "labeler": labeler.digest if labeler else None}, [work.artefacts.relative(path)])
+        return made_set(task, work, method_of(settings), problem)
 
     @staticmethod
     def price(task: Task, facts: DataFacts) -> Price:

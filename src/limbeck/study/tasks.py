@@ -6,7 +6,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +15,7 @@ import torch
 
 from limbeck import __version__, store
 from limbeck.choose.snapshot import successive_halving, trials_as_dicts
+from limbeck.data.tables import ImageTable
 from limbeck.errors import DataError, OptionError
 from limbeck.evaluate.evaluate import evaluate_labeler, score_students, student_streams
 from limbeck.experts.expert import Expert, Labeler, labeler_of
@@ -32,7 +33,7 @@ from limbeck.study.experts import label_default, uses_labeler
 from limbeck.study.graph import Builder, DataKey, Task, Unit
 from limbeck.study.options import OpenOptions
 from limbeck.study.setting import Setting
-from limbeck.study.spec import Cell, DataFacts, moment
+from limbeck.study.spec import Cell, DataFacts, Making, moment
 from limbeck.train.network import Network
 from limbeck.train.share import Share
 from limbeck.train.students import Score, in_groups, score_logits
@@ -343,6 +344,82 @@ class ChooseTask:
         return Price(steps, 3 * flops_of(task.settings["model"], facts) * steps * min(recipe.batch_size, images))
 
 
+def method_settings(builder: Builder, making: Making, method: Method, rule: LabelRule, images: int) -> dict[str, Any]:
+    """What a task that makes a set by a method is keyed by, wherever its images come from; `images` are those of the set."""
+    network, steps = builder.network(making.made_for), steps_of(method)
+    _, recipe = builder.protocol()
+    plan = builder.method_plan(network, steps) if steps else builder.student_plan(network, recipe, images)
+    return {
+        "method": making.method,
+        "options": method.options.model_dump(mode="json"),
+        "steps": steps,
+        "ipc": making.ipc,
+        "draw": making.draw,
+        "rule": rule.model_dump(mode="json"),
+        "model": str(network.spec),
+        "identity": network.identity,
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": builder.scale.seed,
+        "source": builder.scale.source,
+        "plan": plan.model_dump(exclude={"reason"}),
+    }
+
+
+def problem_of(
+    settings: Mapping[str, Any],
+    work: Workplace,
+    *,
+    train: ImageTable,
+    validation: ImageTable,
+    counts: tuple[int, ...],
+    labeler: Labeler | None,
+    provenance: Mapping[str, Any],
+    trajectories: tuple[Trajectory, ...] = (),
+) -> Problem:
+    """The problem that `method_settings` describe, on these images; `provenance` says what only the task knows."""
+    splits = work.setting.splits
+    return Problem(
+        train=train,
+        validation=validation,
+        network=work.network(settings["model"]),
+        pixels=work.setting.pixels,
+        counts=counts,
+        rule=LabelRule(**settings["rule"]),
+        recipe=Recipe(**settings["recipe"]),
+        streams=Streams(settings["seed"])["draw", settings["draw"]],
+        plan=ExecutionPlan(**settings["plan"]),
+        expert=labeler,
+        trajectories=trajectories,
+        provenance={
+            "limbeck": __version__,
+            "torch": torch.__version__,
+            "source": settings["source"],
+            "train_digest": splits.train.digest,
+            "validation_digest": splits.validation.digest,
+            "test_digest": splits.test.digest,
+            "method": settings["method"].partition(":")[0],
+            "method_options": settings["options"],
+            "seed": settings["seed"],
+            "draw": settings["draw"],
+            "plan": settings["plan"],
+            **provenance,
+        },
+    )
+
+
+def made_set(task: Task, work: Workplace, method: Method, problem: Problem, transforms: Sequence[str] = ()) -> Outcome:
+    """Makes the set of a task, resuming what a stopped run began, and saves it."""
+    folder = work.artefacts.file(task.key, "-growing")
+    made = run_method(method, problem, work.reporter, folder=folder)
+    if transforms:
+        made = transform_set(made, transforms, problem.streams.torch("transforms"))
+    path = work.artefacts.file(task.key, ".safetensors")
+    made.save(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    digests = {"set": made.digest, "labeler": problem.expert.digest if problem.expert else None}
+    return Outcome(describe_set(made), digests, [work.artefacts.relative(path)])
+
+
 class SetTask:
     """Makes a set by any method, labels it, and transforms its labels."""
 
@@ -351,32 +428,14 @@ class SetTask:
     @staticmethod
     def of_cell(builder: Builder, cell: Cell) -> str:
         """The set of a cell, with the experts that it needs."""
-        making, scale, images = cell.making, builder.scale, builder.images(cell)
+        making, images = cell.making, builder.images(cell)
         method = builder.method(making.method)
         rule = rule_of(method, making.labels.model_dump())
         try:
-            try_transforms(making.transforms, rule, scale.data.classes)
+            try_transforms(making.transforms, rule, builder.scale.data.classes)
         except OptionError as error:
             raise builder.fault(cell, str(error), "transforms") from None
-        network = builder.network(making.made_for)
-        _, recipe = builder.protocol()
-        steps = steps_of(method)
-        plan = builder.method_plan(network, steps) if steps else builder.student_plan(network, recipe, images)
-        settings: dict[str, Any] = {
-            "method": making.method,
-            "options": method.options.model_dump(mode="json"),
-            "steps": steps,
-            "ipc": making.ipc,
-            "draw": making.draw,
-            "rule": rule.model_dump(mode="json"),
-            "transforms": list(making.transforms),
-            "model": str(network.spec),
-            "identity": network.identity,
-            "recipe": recipe.model_dump(mode="json"),
-            "seed": scale.seed,
-            "source": scale.source,
-            "plan": plan.model_dump(exclude={"reason"}),
-        }
+        settings = {**method_settings(builder, making, method, rule, images), "transforms": list(making.transforms)}
         inputs: dict[str, list[str]] = {}
         if uses_labeler(method, rule) or getattr(method, "wants_last_snapshot", False):
             inputs["experts"] = [ExpertTask.add(builder, making.expert, index) for index in making.experts]
@@ -402,46 +461,21 @@ class SetTask:
         step, labeler = _labeler(task, work) if "experts" in task.inputs else (None, None)
         trajectories = _trajectories(task, "trajectories", work) if "trajectories" in task.inputs else []
         splits = work.setting.splits
-        problem = Problem(
+        problem = problem_of(
+            settings,
+            work,
             train=splits.train,
             validation=splits.validation,
-            network=work.network(settings["model"]),
-            pixels=work.setting.pixels,
             counts=_counts(settings["ipc"], work),
-            rule=LabelRule(**settings["rule"]),
-            recipe=Recipe(**settings["recipe"]),
-            streams=Streams(settings["seed"])["draw", settings["draw"]],
-            plan=ExecutionPlan(**settings["plan"]),
-            expert=labeler,
+            labeler=labeler,
             trajectories=tuple(trajectories),
             provenance={
-                "limbeck": __version__,
-                "torch": torch.__version__,
-                "source": settings["source"],
-                "train_digest": splits.train.digest,
-                "validation_digest": splits.validation.digest,
-                "test_digest": splits.test.digest,
-                "method": settings["method"].partition(":")[0],
-                "method_options": settings["options"],
-                "seed": settings["seed"],
-                "draw": settings["draw"],
-                "plan": settings["plan"],
                 "expert_keys": [key for role in ("experts", "trajectories") for key in task.inputs.get(role, ())],
                 "expert_step": step,
             },
         )
-        folder = work.artefacts.file(task.key, "-growing")
-        made = run_method(method, problem, work.reporter, folder=folder)
-        if settings["transforms"]:
-            made = transform_set(made, settings["transforms"], problem.streams.torch("transforms"))
-        path = work.artefacts.file(task.key, ".safetensors")
-        made.save(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        return Outcome(
-            describe_set(made) | ({} if step is None else {"step": step}),
-            {"set": made.digest, "labeler": labeler.digest if labeler else None},
-            [work.artefacts.relative(path)],
-        )
+        outcome = made_set(task, work, method, problem, settings["transforms"])
+        return outcome if step is None else replace(outcome, measures={**outcome.measures, "step": step})
 
     @staticmethod
     def price(task: Task, facts: DataFacts) -> Price:
