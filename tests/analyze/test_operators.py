@@ -3,7 +3,7 @@ import torch
 from tests.small import network
 from torch import Tensor
 
-from limbeck.analyze.operators import Curvature
+from limbeck.analyze.operators import Curvature, _hessian_product
 from limbeck.streams import Streams
 from limbeck.train.network import Network, State
 
@@ -85,6 +85,18 @@ def test_the_ggn_is_the_fisher_information_of_the_model() -> None:
         fisher += gradients.T @ (p[:, k : k + 1] * gradients) / len(images)
     eye = torch.eye(curvature.dimension, dtype=torch.float64)
     torch.testing.assert_close(curvature.ggn(eye), fisher, rtol=1e-9, atol=1e-12)
+
+
+def test_least_squares_of_a_linear_model_has_the_hessian_of_its_inputs() -> None:
+    """``L = 1/2n sum ||x W - y||^2`` has ``H = X^T X / n (x) I``, whatever W and y are."""
+    x, y, w = (torch.randn(*shape, generator=rng(2), dtype=torch.float64) for shape in ((6, 4), (6, 3), (4, 3)))
+    eye = torch.eye(12, dtype=torch.float64).view(12, 4, 3)
+
+    def loss(at: State) -> Tensor:
+        return (x @ at["weight"] - y).square().sum() / 12
+
+    rows = torch.stack([_hessian_product(loss, {"weight": w}, {"weight": row})["weight"].flatten() for row in eye])
+    torch.testing.assert_close(rows, torch.kron(x.T @ x / 6, torch.eye(3, dtype=torch.float64)), rtol=1e-12, atol=1e-12)
 
 
 def test_softmax_regression_at_zero_weights_has_a_known_fisher() -> None:
