@@ -1,7 +1,8 @@
 """What studies promise, shown: ``python -m benchmarks.studies [in-process killed ray]`` writes ``benchmarks/results/studies.json``.
 
 A study runs in one process; again, with nothing to do; killed with SIGKILL at random moments and resumed; and on a local Ray with one and two workers, where one
-worker is killed as well. Every ledger must be the same without times and machines. Seconds are wall time and include starting Python and Ray.
+worker is killed as well. Every ledger must be the same without times and machines. Seconds are wall time and include starting Python and Ray: only a study whose
+tasks last (``--study``, ``--scale cpu``) shows what a second worker is worth.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,29 +29,25 @@ from limbeck.study.running import LEDGER
 RESULT = Path("benchmarks/results/studies.json")
 
 
-def run(study: Path, folder: Path, *more: str) -> subprocess.Popen[bytes]:
-    """Starts a run of the study's smoke scale in a process group of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "limbeck",
-        "study",
-        "run",
-        str(study),
-        "--out",
-        str(folder / "out"),
-        "--store",
-        str(folder / "store"),
-        "--threads",
-        "1",
-    ]
+class Case(NamedTuple):
+    """What is run: a study file at one of its scales, one thread a task."""
+
+    study: Path
+    scale: str
+    kills: int
+
+
+def run(case: Case, folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Starts a run of the study in a process group of its own."""
+    places = ["--out", str(folder / "out"), "--store", str(folder / "store")]
+    command = [sys.executable, "-m", "limbeck", "study", "run", str(case.study), "--scale", case.scale, *places, "--threads", "1"]
     return subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def timed(study: Path, folder: Path, *more: str) -> float:
+def timed(case: Case, folder: Path, *more: str) -> float:
     """Seconds of a run that must end well."""
     started = time.monotonic()
-    if run(study, folder, *more).wait() != 0:
+    if run(case, folder, *more).wait() != 0:
         raise SystemExit(f"the run in {folder} failed; run it by hand to see why")
     return round(time.monotonic() - started, 1)
 
@@ -59,11 +56,11 @@ def canonical(folder: Path) -> str:
     return Ledger(folder / "out" / LEDGER).canonical()
 
 
-def killed(study: Path, folder: Path, tasks: int, kills: int, generator: random.Random) -> list[dict[str, Any]]:
-    """Kills one study `kills` times, each time a random moment after the ledger has a random number of rows more, then lets it finish."""
+def killed(case: Case, folder: Path, tasks: int, generator: random.Random) -> list[dict[str, Any]]:
+    """Kills one study as often as the case says, each time a random moment after the ledger has a random number of rows more, then lets it finish."""
     ledger, moments = folder / "out" / LEDGER, []
-    for target in sorted(generator.sample(range(tasks - 4), kills)):
-        process = run(study, folder)
+    for target in sorted(generator.sample(range(tasks - 4), case.kills)):
+        process = run(case, folder)
         while process.poll() is None and _lines(ledger) < target:
             time.sleep(0.02)
         time.sleep(generator.uniform(0, 0.5))
@@ -72,7 +69,7 @@ def killed(study: Path, folder: Path, tasks: int, kills: int, generator: random.
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         moments.append({"tasks_in_ledger": _lines(ledger), "torn_last_line": _torn(ledger), "alive": alive})
-    timed(study, folder)
+    timed(case, folder)
     return moments
 
 
@@ -84,10 +81,10 @@ def _torn(ledger: Path) -> bool:
     return ledger.exists() and not ledger.read_bytes().endswith(b"\n") and ledger.stat().st_size > 0
 
 
-def on_ray(study: Path, folder: Path, workers: int, *, deadly: bool = False) -> tuple[float, bool]:
+def on_ray(case: Case, folder: Path, workers: int, *, deadly: bool = False) -> tuple[float, bool]:
     """Seconds on a local Ray, and whether one of its workers was killed while it did a task."""
     started, done, hit = time.monotonic(), threading.Event(), threading.Event()
-    process = run(study, folder, "--executor", "ray", "--workers", str(workers))
+    process = run(case, folder, "--executor", "ray", "--workers", str(workers))
 
     def murder() -> None:
         while not done.wait(0.05) and not hit.is_set():
@@ -132,11 +129,11 @@ def _ancestors(process: int) -> list[int]:
     return found
 
 
-def again(study: Path, base: Path, kills: int) -> dict[str, Any]:
+def again(case: Case, base: Path) -> dict[str, Any]:
     """In one process, and once more with nothing to do."""
-    seconds, ledger = timed(study, base), base / "out" / LEDGER
+    seconds, ledger = timed(case, base), base / "out" / LEDGER
     before = ledger.read_bytes()
-    second = timed(study, base)
+    second = timed(case, base)
     unchanged = ledger.read_bytes() == before
     return {
         "tasks": _lines(ledger),
@@ -146,23 +143,23 @@ def again(study: Path, base: Path, kills: int) -> dict[str, Any]:
     }
 
 
-def stopped(study: Path, base: Path, kills: int) -> dict[str, Any]:
+def stopped(case: Case, base: Path) -> dict[str, Any]:
     """Killed in the middle and resumed."""
-    timed(study, base / "one")
-    moments = killed(study, base / "killed", _lines(base / "one" / "out" / LEDGER), kills, random.Random(0))
+    timed(case, base / "one")
+    moments = killed(case, base / "killed", _lines(base / "one" / "out" / LEDGER), random.Random(0))
     same = canonical(base / "killed") == canonical(base / "one")
     return {"kills": moments, "ledger_digest": store.digest_of(canonical(base / "killed")), "same_ledger": same}
 
 
-def distributed(study: Path, base: Path, kills: int) -> dict[str, Any]:
-    """On a local Ray with one and two workers, and with two of which one is killed."""
-    timed(study, base / "one")
+def distributed(case: Case, base: Path) -> dict[str, Any]:
+    """In one process; on a local Ray with one and two workers, and with two of which one is killed."""
+    alone = timed(case, base / "one")
     runs = []
     for workers, deadly in ((1, False), (2, False), (2, True)):
         folder = base / f"ray-{workers}-{deadly}"
-        seconds, hit = on_ray(study, folder, workers, deadly=deadly)
+        seconds, hit = on_ray(case, folder, workers, deadly=deadly)
         runs.append({"workers": workers, "seconds": seconds, "worker_killed": hit, "same_ledger": canonical(folder) == canonical(base / "one")})
-    return {"runs": runs}
+    return {"tasks": _lines(base / "one" / "out" / LEDGER), "in_process_seconds": alone, "runs": runs}
 
 
 PARTS = {"in-process": again, "killed": stopped, "ray": distributed}
@@ -174,16 +171,19 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
     parser.add_argument("--study", type=Path, default=Path("studies/label-worth/figure-2.toml"))
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--scale", choices=["smoke", "cpu", "paper"], default="smoke")
     given = parser.parse_args(arguments)
+    case = Case(given.study, given.scale, given.kills)
     for name in given.parts:
         with tempfile.TemporaryDirectory() as folder:
-            part = PARTS[name](given.study, Path(folder), given.kills)
+            part = PARTS[name](case, Path(folder))
         part["machine"] = (
             f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {platform.system()} {platform.machine()}; {time.strftime('%Y-%m-%d')}"
         )
         part["versions"] = {"limbeck": __version__, "torch": torch.__version__, "python": platform.python_version()}
-        record = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-        store.write_json(RESULT, record | {"study": given.study.as_posix(), name: part})
+        record, key = json.loads(RESULT.read_text()) if RESULT.exists() else {}, f"{case.study.with_suffix('').as_posix()} {case.scale}"
+        record[key] = record.get(key, {}) | {name: part}
+        store.write_json(RESULT, record)
         print(json.dumps(part, indent=2))
 
 

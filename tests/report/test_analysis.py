@@ -9,7 +9,7 @@ import pytest
 from tests.small import subject
 
 from limbeck.analyze.subject import Plot
-from limbeck.report.analysis import _ticks, plot_figure, quantity_rows, render_analysis, scalar_text, write_analysis
+from limbeck.report.analysis import _domain, _ticks, plot_figure, quantity_rows, render_analysis, scalar_text, write_analysis
 from limbeck.study.analyzing import Outcome
 from limbeck.types.measurement import Measurement, Quantity
 
@@ -171,3 +171,10 @@ def test_the_page_is_complete_and_names_what_was_skipped(tmp_path: Path) -> None
     assert html.count("data:image/png") == 2 + 3  # two distilled images and the test images that are named
     assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"recognition-curve.png", "recognition-spots.svg"}
     assert render_analysis("a set on digits", outcomes, subject())[0] == html
+
+
+@pytest.mark.parametrize("value", [2.28, 0.0, -3.0, 96.0])
+def test_one_value_alone_has_an_axis_whose_ticks_differ_to_the_eye(value: float) -> None:
+    low, high = _domain([{"value": value, "low": value, "high": value}], "times")
+    assert low < value < high
+    assert high - low >= 0.09 * (abs(value) or 1)

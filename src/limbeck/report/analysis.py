@@ -227,7 +227,7 @@ def _panels(measurement: Measurement, plot: Plot) -> list[str]:
 
 def _domain(rows: Sequence[Mapping[str, Any]], unit: str) -> list[float]:
     low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
-    room = 0.05 * max(high - low, 1e-9)
+    room = 0.05 * (high - low or abs(high) or 1.0)  # one value alone keeps an axis with ticks that can be read
     if unit.startswith("%") and all(0 <= row["value"] <= 100 for row in rows):  # an interval may reach beyond what can be; the axis need not
         return [max(low - room, 0.0), min(high + room, 100.0)]
     return [low - room, high + room]
