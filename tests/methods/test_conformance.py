@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from tests.small import PLAN, Oracle, gaussians, network, problem
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from limbeck.cache import Cache
 from limbeck.data.tables import ArrayTable
@@ -16,12 +18,13 @@ from limbeck.experts.trajectory import Trajectory, train_expert
 from limbeck.labels.rules import LabelRule
 from limbeck.leak.file_audit import find_copies
 from limbeck.methods import METHODS, PUBLISHES
-from limbeck.methods.driver import Method, State, Turn, run_method
+from limbeck.methods.driver import Method, Size, State, Turn, run_method
 from limbeck.methods.parse import parse_method
 from limbeck.methods.problem import Problem
 from limbeck.progress import Reporter
 from limbeck.streams import Streams
 from limbeck.train.examples import Examples
+from limbeck.train.network import Network
 from limbeck.train.students import score, train_student
 from limbeck.types.distilled import DistilledDataset
 from limbeck.types.pixels import PixelSpace
@@ -48,10 +51,10 @@ def task(seed: int = 0, rule: str = "soft", counts: tuple[int, ...] = (3, 3), tr
     return problem(train, counts, **given)
 
 
-def trajectories(train: ArrayTable) -> tuple[Trajectory, ...]:
+def trajectories(train: ArrayTable, net: Network | None = None) -> tuple[Trajectory, ...]:
     """Two experts of six epochs; the cache of this test run keeps them."""
     recipe = Recipe(lr=0.1, momentum=0, weight_decay=0, batch_size=6, epochs=6)
-    given = network(classes=len(train.classes)), recipe, train, gaussians(20, seed=99, classes=len(train.classes)), PixelSpace()
+    given = net or network(classes=len(train.classes)), recipe, train, gaussians(20, seed=99, classes=len(train.classes)), PixelSpace()
     return tuple(train_expert(*given, seed=0, index=index, plan=PLAN, cache=Cache()) for index in range(2))
 
 
@@ -151,6 +154,37 @@ def test_it_declares_what_its_sets_hold_of_the_training_images(name: str) -> Non
         assert exact.all()
     elif kind.publishes == "no training image":  # and a part may be all of an image
         assert not exact.any()
+
+
+class Counting(TorchDispatchMode):
+    """Adds up the operations of convolutions and products."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        count, kwargs = flop_registry.get(func._overloadpacket), kwargs or {}
+        if count is None:  # in inference mode a convolution arrives as what it is made of
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        made = func(*args, **kwargs)
+        self.total += count(*args, **kwargs, out_val=made) if count else 0
+        return made
+
+
+def test_its_work_is_what_it_takes(name: str) -> None:
+    """All that convolutions and products compute, counted as they are called, beside what the method says."""
+    net = network("convnet-d1-w8:norm=batch" if name == "sre2l" else "convnet-d1-w8", classes=3)
+    table = gaussians(24, classes=3)
+    experts = trajectories(table, net)
+    given = problem(table, (6, 6, 6), network=net, expert=experts[0].at(experts[0].last.step), rule=LabelRule(), trajectories=experts)
+    one = method(name)
+    with Counting() as counter:
+        run_method(one, given)
+    taken = counter.total
+    said = (one.work(Size(18, 3, len(table))) + 18) * net.flops()
+    assert 0.5 < said / taken < 2, f"{name} says {said:.3g} operations and takes {taken:.3g}"
 
 
 def test_its_documentation_cites_its_source_and_states_its_cost(name: str) -> None:

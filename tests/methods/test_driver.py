@@ -12,7 +12,7 @@ from tests.small import gaussians, problem
 
 from limbeck.errors import LimbeckError, OptionError
 from limbeck.methods import METHODS
-from limbeck.methods.driver import Metrics, State, Turn, run_method, seconds_spent
+from limbeck.methods.driver import Metrics, Size, State, Turn, run_method, seconds_spent
 from limbeck.methods.parse import parse_method
 from limbeck.methods.problem import Problem
 from limbeck.methods.synthetic import SyntheticOptions, finished, owners_of, start_images
@@ -38,6 +38,9 @@ class Shrink:
 
     def total_steps(self, problem: Problem) -> int:
         return self.options.steps  # type: ignore[attr-defined,no-any-return]
+
+    def work(self, size: Size) -> float:
+        return 0.0
 
     def init(self, problem: Problem) -> State:
         return {"images": start_images(problem, "real")}

@@ -170,6 +170,16 @@ def test_the_cost_is_said_first_and_price_stops_there(tmp_path: Path) -> None:
     assert not (tmp_path / RECORD).exists()
 
 
+def test_steps_of_a_method_are_part_of_the_price(tmp_path: Path) -> None:
+    short, long = (
+        audit_source("digits", AuditOptions(method=f"dm:steps={steps},real_batch=64", ipc="1", price=True), tmp_path, cache=Cache(tmp_path))["cost"]
+        for steps in (10, 100_000)
+    )
+    assert 0 < short["method_steps"] * 10_000 == long["method_steps"]
+    assert f"{long['method_steps']:,} steps of the method in all" in long["sentence"]
+    assert long["seconds"] > 10 * short["seconds"]
+
+
 def test_canaries_are_nowhere_in_the_published_set_and_controls_in_no_data(tmp_path: Path) -> None:
     bench = set_up("digits", AuditOptions(**{**OVERTRAINED, "arm": "both"}), Cache(tmp_path), Reporter())
     secret = bench.plant.train.record_digests()[bench.plant.records]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limbeck.data.augment import Augment, parse_augment
 from limbeck.errors import OptionError
-from limbeck.methods.driver import Metrics, State, Turn
+from limbeck.methods.driver import Metrics, Size, State, Turn
 from limbeck.methods.problem import Problem
 from limbeck.methods.selectors import random_order
 from limbeck.methods.synthetic import SyntheticOptions, finished, one_hot, owners_of, start_images
@@ -160,6 +160,15 @@ class BPTT:
     def total_steps(self, problem: Problem) -> int:
         """As asked for."""
         return self.options.steps
+
+    def work(self, size: Size) -> float:
+        """``3 (s + W) B + 9 W B + 3 R`` passes a step, s at its mean and all images in play."""
+        options = self.options
+        classes = min(options.batch_classes or size.classes, size.classes)
+        batch = size.images if options.batch_per_class is None else min(options.batch_per_class * size.classes, size.images)
+        warm_up = (options.unroll - options.window) / (2 if options.window_place == "random" else 1)
+        inner = (3 * (warm_up + options.window) + 9 * options.window) * batch * classes / size.classes
+        return float(options.steps * (inner + 3 * min(options.real_batch, size.train)))
 
     def init(self, problem: Problem) -> State:
         """``images``; ``labels`` (one-hot, or on the simplex the logits of the rows); the running means of the gradient norms, 0 before the first step."""

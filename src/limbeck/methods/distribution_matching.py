@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.methods.driver import Metrics, State, Turn
+from limbeck.methods.driver import Metrics, Size, State, Turn
 from limbeck.methods.matching import apply, chunked, compiles, draw, embedding, groups_within, joint_means, on_device, real_piece, siamese
 from limbeck.methods.problem import Problem
 from limbeck.methods.synthetic import SyntheticOptions, finished, real_batch, start_images
@@ -62,6 +62,10 @@ class DistributionMatching:
     def total_steps(self, problem: Problem) -> int:
         """As asked."""
         return self.options.steps
+
+    def work(self, size: Size) -> float:
+        """A pass of the real images and three of the synthetic ones a step."""
+        return float(self.options.steps * (size.real(self.options.real_batch) + 3 * size.images))
 
     def init(self, problem: Problem) -> State:
         """The images; their velocity comes with the first step."""

@@ -39,12 +39,26 @@ class Turn:
     streams: Streams
 
 
+@dataclass(frozen=True)
+class Size:
+    """What decides the cost of a set: its images, its classes, and the training images that it is made from. A class counts as an equal share of both."""
+
+    images: int
+    classes: int
+    train: int
+
+    def real(self, wanted: int) -> float:
+        """Training images of all classes together, where `wanted` of each are asked for."""
+        return float(min(self.classes * wanted, self.train))
+
+
 @runtime_checkable
 class Method(Protocol):
     """``init(problem) -> state``, ``step(problem, state, turn) -> state and metrics``, ``finish(problem, state) -> set``.
 
     A method is constructed with its typed options and keeps nothing else: all that changes is in the state. `step` returns a new state and leaves the one
     that it was given as it was; whatever it draws comes from ``turn.streams``. So any step can be repeated, and a stopped run goes on to the same bytes.
+    ``work(size)`` is what all steps cost, and what the labels of views do: in forward passes of one image, of which a backward pass counts two.
 
     A method that not every job can use also has ``check(problem, expert, epochs)``, called before experts are trained: their network (None for a job
     without) and the epochs for which they will be (None where their training is not known). It raises `OptionError` where `init` would. One that makes its
@@ -54,6 +68,8 @@ class Method(Protocol):
     options: BaseModel
 
     def total_steps(self, problem: Problem) -> int: ...
+
+    def work(self, size: Size) -> float: ...
 
     def init(self, problem: Problem) -> State: ...
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from limbeck.methods.driver import Metrics, State, Turn
+from limbeck.methods.driver import Metrics, Size, State, Turn
 from limbeck.methods.problem import Problem
 from limbeck.methods.synthetic import SyntheticOptions, finished, one_hot, owners_of, start_images
 from limbeck.streams import Streams
@@ -96,6 +96,12 @@ class FRePo:
     def total_steps(self, problem: Problem) -> int:
         """As asked for."""
         return self.options.steps
+
+    def work(self, size: Size) -> float:
+        """A pass of the real batch, three of the images (mirrored, twice as many) and three of those that the network sees, a step."""
+        options = self.options
+        shown = size.images * (2 if options.flip else 1)
+        return float(options.steps * (min(options.batch, size.train) + 3 * shown + 3 * min(options.pool_batch, size.images)))
 
     def init(self, problem: Problem) -> State:
         """Images and labels, and of network i of the pool ``pool.{i}.{name}``: parameters, buffers and Adam's memory. ``pool.updates`` [pool] counts the online

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from limbeck.data.augment import DSA, Params
-from limbeck.methods.driver import Metrics, State, Turn
+from limbeck.methods.driver import Metrics, Size, State, Turn
 from limbeck.methods.matching import apply, compiles, draw, on_device, pad, real_piece, siamese
 from limbeck.methods.problem import Problem
 from limbeck.methods.synthetic import finished, owners_of, real_batch, start_images
@@ -105,7 +105,13 @@ class GradientMatching:
 
     def total_steps(self, problem: Problem) -> int:
         """`iterations` times `outer`, unless `steps` says otherwise."""
-        return self.options.steps or self.options.iterations * self._loops(problem)[0]
+        return self.options.steps or self.options.iterations * self._loops(_mean_count(problem))[0]
+
+    def work(self, size: Size) -> float:
+        """For an image step 3 passes of the real images and 9 of the synthetic ones; 3 of these for every epoch of the network, which it skips once in `outer`."""
+        outer, inner = self._loops(size.images / size.classes)
+        steps = self.options.steps or self.options.iterations * outer
+        return float(steps * (3 * size.real(self.options.real_batch) + 9 * size.images + 3 * inner * size.images * (outer - 1) / outer))
 
     def init(self, problem: Problem) -> State:
         """The images; their velocity and the network come with the first step."""
@@ -114,7 +120,7 @@ class GradientMatching:
     def step(self, problem: Problem, state: State, turn: Turn) -> tuple[State, Metrics]:
         """One image step and the training of the network that follows it; the metric ``loss`` is L before the step."""
         options = self.options
-        outer, inner = self._loops(problem)
+        outer, inner = self._loops(_mean_count(problem))
         position = turn.number % outer
         kept = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
         weights = kept if position else problem.network.init(turn.streams["network"])
@@ -134,9 +140,8 @@ class GradientMatching:
         """The images under the problem's label rule."""
         return finished(problem, state["images"], precision=self.options.image_precision, options=self.options.model_dump(mode="json"))
 
-    def _loops(self, problem: Problem) -> tuple[int, int]:
-        present = [count for count in problem.counts if count]
-        outer, inner = loops(sum(present) / len(present))
+    def _loops(self, ipc: float) -> tuple[int, int]:
+        outer, inner = loops(ipc)
         return self.options.outer or outer, inner if self.options.inner is None else self.options.inner
 
     def _image_gradient(self, problem: Problem, images: Tensor, weights: Weights, turn: Turn) -> tuple[Float[Tensor, "N C H W"], float]:
@@ -201,6 +206,12 @@ class SiameseGradientMatching(GradientMatching):
 
     def __init__(self, options: SiameseGradientMatchingOptions) -> None:
         super().__init__(options, options.augment)
+
+
+def _mean_count(problem: Problem) -> float:
+    """Images of a class, on average over those that get any."""
+    present = [count for count in problem.counts if count]
+    return sum(present) / len(present)
 
 
 def loops(ipc: float) -> tuple[int, int]:

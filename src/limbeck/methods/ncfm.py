@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import OptionError
 from limbeck.experts.trajectory import EXPERT_RECIPE
-from limbeck.methods.driver import Metrics, State, Turn
+from limbeck.methods.driver import Metrics, Size, State, Turn
 from limbeck.methods.matching import (
     apply,
     check_experts,
@@ -104,6 +104,13 @@ class NCFM:
     def total_steps(self, problem: Problem) -> int:
         """As asked."""
         return self.options.steps
+
+    def work(self, size: Size) -> float:
+        """A pass of the real images and three of the synthetic ones a step, three more with calibration, and two of the real ones with a learned sampler.
+        The products with the frequencies are left out: they depend on the features."""
+        options = self.options
+        real = size.real(options.real_batch) * (3 if options.sampler == "learned" else 1)
+        return float(options.steps * (real + 3 * size.images * (2 if options.calibration else 1)))
 
     def check(self, problem: Problem, expert: Network | None, epochs: int | None) -> None:
         """Raises `OptionError` where the experts will not do."""

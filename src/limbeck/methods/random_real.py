@@ -9,7 +9,7 @@ from pydantic import Field
 from limbeck.data.tables import Subset
 from limbeck.labels.rules import make_labels
 from limbeck.methods import SELECTORS
-from limbeck.methods.driver import Metrics, State, Turn
+from limbeck.methods.driver import Metrics, Size, State, Turn
 from limbeck.methods.problem import Problem
 from limbeck.methods.views import ViewOptions, before_views, check_views, with_views
 from limbeck.types.distilled import DistilledDataset
@@ -44,6 +44,10 @@ class RandomReal:
     def total_steps(self, problem: Problem) -> int:
         """Nothing is optimized."""
         return 0
+
+    def work(self, size: Size) -> float:
+        """A pass for every view; one of the training images where they are chosen by what an expert says of them."""
+        return float(self.options.views * size.images + (0 if self._selector == "random" else size.train))
 
     def init(self, problem: Problem) -> State:
         """The state is the chosen training indices, class by class."""

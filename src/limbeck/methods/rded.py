@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.data.tables import ArrayTable
 from limbeck.errors import OptionError
 from limbeck.labels.rules import make_labels
-from limbeck.methods.driver import Metrics, State, Turn
+from limbeck.methods.driver import Metrics, Size, State, Turn
 from limbeck.methods.problem import Problem
 from limbeck.methods.selectors import random_order
 from limbeck.methods.synthetic import owners_of
@@ -65,6 +65,13 @@ class RDED:
     def total_steps(self, problem: Problem) -> int:
         """One for each class that gets images."""
         return len(_classes(problem))
+
+    def work(self, size: Size) -> float:
+        """A pass for every part of the pool of each class, which holds enough for its images."""
+        options = self.options
+        pool = size.real(options.pool)
+        parts = max(options.crops * pool, options.factor**2 * size.images)
+        return float(parts + options.views * size.images)
 
     def unmade(self, problem: Problem, steps: int) -> int:
         """Images of the classes whose turn has not come."""

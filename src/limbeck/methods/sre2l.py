@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from limbeck.data.views import split_mixing
 from limbeck.errors import OptionError
 from limbeck.experts.expert import Ensemble, Expert
-from limbeck.methods.driver import Metrics, State, Turn
+from limbeck.methods.driver import Metrics, Size, State, Turn
 from limbeck.methods.problem import Problem
 from limbeck.methods.synthetic import SyntheticOptions, finished, owners_of, start_images
 from limbeck.methods.views import ViewOptions, before_views, check_views, with_views
@@ -29,6 +29,7 @@ from limbeck.types.recipe import Recipe
 
 _BETAS, _EPS = (0.5, 0.9), 1e-8
 _RANGE_IMAGES = 1000  # real images that show the range of a pixel space whose range has no closed form
+_TEACHER_BATCH = 128
 _TEACHER = "teacher."
 _NO_EXPERT = (
     "sre2l inverts a trained expert, got none; give the problem an expert, or name a network to train first: sre2l:teacher=convnet:norm=batch"
@@ -104,6 +105,12 @@ class SRe2L:
         """`steps` iterations for each block."""
         return self.options.steps * len(make_blocks(problem.counts, self.options.batch))
 
+    def work(self, size: Size) -> float:
+        """Three passes of every image for each of its iterations, and the training of a teacher, which counts as large as the expert."""
+        options = self.options
+        teacher = 3 * options.teacher_steps * min(_TEACHER_BATCH, size.train) if options.teacher else 0
+        return float(3 * options.steps * size.images + teacher + options.views * size.images)
+
     def unmade(self, problem: Problem, steps: int) -> int:
         """Images of the blocks that have not had all their iterations."""
         return sum(len(block) for block in make_blocks(problem.counts, self.options.batch)[steps // self.options.steps :])
@@ -167,7 +174,7 @@ class SRe2L:
     def _teacher_state(self, problem: Problem, network: Network) -> State:
         if self.options.teacher is None:
             return _first_expert(problem).state
-        recipe = Recipe(lr=self.options.teacher_lr, batch_size=128, steps=self.options.teacher_steps, schedule="cosine")
+        recipe = Recipe(lr=self.options.teacher_lr, batch_size=_TEACHER_BATCH, steps=self.options.teacher_steps, schedule="cosine")
         streams, whole = problem.streams["teacher"], problem.plan.model_copy(update={"chunk": 0})
         return fit(network, network.init(streams), Examples.of_table(problem.train, problem.pixels), recipe, streams, whole).network
 

@@ -34,7 +34,7 @@ from limbeck.leak.split import within_class
 from limbeck.leak.verdicts import exit_code, overall
 from limbeck.methods import SELECTORS
 from limbeck.methods.budget import counts_for, parse_bytes
-from limbeck.methods.driver import Method, run_method
+from limbeck.methods.driver import Method, Size, run_method
 from limbeck.methods.parse import parse_method
 from limbeck.methods.problem import Problem
 from limbeck.models import parse_model
@@ -658,18 +658,21 @@ def price(bench: Bench) -> dict[str, Any]:
     expert_network = bench.setting.network(options.expert_model or options.model)
     expert_plan = plan_for(expert_network, expert_images, batch=recipe.batch_size, device=options.device, threads=options.threads)
     each_expert = expert_images * _seconds_per_image(bench, expert_network, recipe, min(recipe.batch_size, records), expert_plan)
-    each_student = student_images * _seconds_per_image(bench, bench.network, protocol.recipe, min(protocol.recipe.batch_size, count), plan)
-    steps = bench.method.total_steps(bench.problem)
-    sets = ((len(arms) + len(defenses)) * max(1, experts) + shadows) * steps
+    per_image = _seconds_per_image(bench, bench.network, protocol.recipe, min(protocol.recipe.batch_size, count), plan)
+    each_student = student_images * per_image
+    sets = (len(arms) + len(defenses)) * max(1, experts) + shadows
+    steps = sets * bench.method.total_steps(bench.problem)
+    making = sets * bench.method.work(Size(count, len(bench.problem.train.classes), records)) / 3 * per_image if steps else 0.0
     trained = experts + worlds + private
-    seconds = trained * each_expert + (students + shadows + trials) * each_student
+    seconds = trained * each_expert + (students + shadows + trials) * each_student + making
     sentence = (
         f"cost: {trained} experts of {expert_images:,} images"
         + (f" ({private} of them by DP-SGD, which takes longer than is priced)" if private else "")
         + f" and {students + shadows:.0f} students of {student_images:,} images"
         + (f", {trials:.1f} more to choose the snapshot" if trials else "")
-        + f"; about {max(1, round(seconds / 60))} min on this machine when it is idle, by one timed step of each (compiled training is faster, "
-        "finished work costs nothing)" + (f"; and {sets:,} steps of the method, which are not priced" if sets else "")
+        + (f"; {sets} sets, {steps:,} steps of the method in all" if steps else "")
+        + f"; about {max(1, round(seconds / 60))} min on this machine when it is idle, by one timed step of each network (compiled training is faster, "
+        "finished work costs nothing)"
     )
     return {
         "experts": trained,
@@ -678,7 +681,7 @@ def price(bench: Bench) -> dict[str, Any]:
         "students": students + shadows,
         "trials": trials,
         "student_images": student_images,
-        "method_steps": sets,
+        "method_steps": steps,
         "seconds": round(seconds),
         "sentence": sentence,
     }

@@ -16,7 +16,7 @@ from limbeck.evaluate.evaluate import student_streams
 from limbeck.experts.expert import Labeler, labeler_of
 from limbeck.experts.trajectory import train_expert
 from limbeck.labels.rules import LabelRule
-from limbeck.methods.driver import Method
+from limbeck.methods.driver import Method, Size
 from limbeck.progress import Tick
 from limbeck.streams import Streams
 from limbeck.study.artefacts import SCORES
@@ -35,6 +35,7 @@ from limbeck.study.tasks import (
     problem_of,
     rule_of,
     score_measures,
+    set_price,
 )
 from limbeck.train.examples import Examples, StoredImages
 from limbeck.train.fit import Job, fit_many, predict
@@ -88,11 +89,13 @@ class MemoryTask:
 
     @staticmethod
     def price(task: Task, facts: DataFacts) -> Price:
-        """A method's steps of about 1,000 images, and the training of the group's experts."""
+        """What the method takes on the images of its group, and the training of the group's experts."""
         settings = task.settings
-        steps, work = settings["steps"], 3000 * flops_of(settings["model"], facts) * settings["steps"]
+        classes, images = len(settings["classes"]), _share(facts.train, len(settings["classes"]), facts)
+        made = set_price(task, facts, Size(settings["ipc"] * classes, classes, images))
+        steps, work = made.steps, made.operations
         if "expert" in settings:
-            expert, images = settings["expert"], _share(facts.train, len(settings["classes"]), facts)
+            expert = settings["expert"]
             recipe = Recipe(**expert["recipe"])
             trained = len(expert["indices"]) * recipe.total_steps(images)
             steps += trained

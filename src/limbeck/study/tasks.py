@@ -22,7 +22,7 @@ from limbeck.experts.expert import Expert, Labeler, labeler_of
 from limbeck.experts.trajectory import Trajectory, snapshot_steps, train_expert
 from limbeck.labels.rules import LabelRule, label_entropy, make_labels
 from limbeck.labels.transforms import parse_transform, transform_set
-from limbeck.methods.driver import Method, run_method
+from limbeck.methods.driver import Method, Size, run_method
 from limbeck.methods.parse import parse_method
 from limbeck.methods.problem import Problem
 from limbeck.models import parse_model
@@ -479,9 +479,8 @@ class SetTask:
 
     @staticmethod
     def price(task: Task, facts: DataFacts) -> Price:
-        """Steps of about 1,000 images each for a method that optimizes; otherwise the expert's labels alone."""
-        steps, flops = task.settings["steps"], flops_of(task.settings["model"], facts)
-        return Price(steps, 3 * flops * steps * 1000 + flops * _images(task.settings["ipc"], facts))
+        """What the method says that it takes, and a label for every image."""
+        return set_price(task, facts, Size(_images(task.settings["ipc"], facts), facts.classes, facts.train))
 
 
 class EvaluateTask:
@@ -633,6 +632,11 @@ def method_of(settings: Mapping[str, Any]) -> Method:
     parsed = parse_method(settings["method"])
     made: Method = type(parsed)(parsed.options.model_validate(settings["options"]))  # type: ignore[call-arg]
     return made
+
+
+def set_price(task: Task, facts: DataFacts, size: Size) -> Price:
+    """What a method takes to make a set of this size, wherever its images come from."""
+    return Price(task.settings["steps"], flops_of(task.settings["model"], facts) * (method_of(task.settings).work(size) + size.images))
 
 
 def steps_of(method: Method) -> int:
