@@ -56,21 +56,19 @@ def canonical(folder: Path) -> str:
     return Ledger(folder / "out" / LEDGER).canonical()
 
 
-def killed(case: Case, folder: Path, tasks: int, generator: random.Random) -> list[dict[str, Any]]:
-    """Kills one study as often as the case says, each time a random moment after the ledger has a random number of rows more, then lets it finish."""
-    ledger, moments = folder / "out" / LEDGER, []
-    for target in sorted(generator.sample(range(tasks - 4), case.kills)):
-        process = run(case, folder)
-        while process.poll() is None and _lines(ledger) < target:
-            time.sleep(0.02)
-        time.sleep(generator.uniform(0, 0.5))
-        alive = process.poll() is None
-        if alive:
-            os.killpg(process.pid, signal.SIGKILL)
+def killed(case: Case, folder: Path, moment: float) -> dict[str, Any]:
+    """Kills a fresh run `moment` seconds after its start, then lets another finish it; what the first one left."""
+    ledger, process = folder / "out" / LEDGER, run(case, folder)
+    try:
+        process.wait(moment)
+        alive = False
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        moments.append({"tasks_in_ledger": _lines(ledger), "torn_last_line": _torn(ledger), "alive": alive})
+        alive = True
+    left = {"after_seconds": round(moment, 2), "alive": alive, "tasks_in_ledger": _lines(ledger), "torn_last_line": _torn(ledger)}
     timed(case, folder)
-    return moments
+    return left
 
 
 def _lines(ledger: Path) -> int:
@@ -144,11 +142,13 @@ def again(case: Case, base: Path) -> dict[str, Any]:
 
 
 def stopped(case: Case, base: Path) -> dict[str, Any]:
-    """Killed in the middle and resumed."""
-    timed(case, base / "one")
-    moments = killed(case, base / "killed", _lines(base / "one" / "out" / LEDGER), random.Random(0))
-    same = canonical(base / "killed") == canonical(base / "one")
-    return {"kills": moments, "ledger_digest": store.digest_of(canonical(base / "killed")), "same_ledger": same}
+    """Killed at a random moment and finished by a second run, as often as the case says, each time from the beginning."""
+    whole, generator, kills = timed(case, base / "one"), random.Random(0), []
+    for number in range(case.kills):
+        folder = base / f"killed-{number}"
+        left = killed(case, folder, generator.uniform(0, whole))
+        kills.append(left | {"same_ledger": canonical(folder) == canonical(base / "one")})
+    return {"whole_seconds": whole, "kills": kills, "ledger_digest": store.digest_of(canonical(base / "one"))}
 
 
 def distributed(case: Case, base: Path) -> dict[str, Any]:
