@@ -20,7 +20,14 @@ from limbeck.study.view import View
 
 ROOT = Path(__file__).parents[2] / "studies"
 FILES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.toml"))
-OF_SETS = ("removed-class", "label-distance", "class-structure", "label-profile", "quantities")  # they look into the sets and scores themselves
+OF_SETS = (
+    "removed-class",
+    "label-distance",
+    "class-structure",
+    "label-profile",
+    "quantities",
+    "break-even",
+)  # they look into the sets and scores themselves
 LABEL_WORTH = (
     *("figure-1", "figure-2", "figure-3", "figure-4", "figure-5", "figure-6", "figure-7", "figure-8", "figure-9", "figure-10"),
     *("table-1", "table-2-tiny-imagenet", "table-2-cifar-100", "table-2-cifar-10", "table-3", "table-4", "table-5", "table-6", "table-7"),

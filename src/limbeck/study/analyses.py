@@ -38,6 +38,7 @@ STUDY_ANALYSES = Registry(
         "versus": "limbeck.study.label_analyses:versus",
         "quantities": "limbeck.study.set_analyses:quantities",
         "groups-seen": "limbeck.study.replay_analyses:groups_seen",
+        "break-even": "limbeck.study.cost_analyses:break_even",
     },
 )
 
