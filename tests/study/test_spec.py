@@ -10,6 +10,7 @@ from limbeck.study.kinds import KINDS
 from limbeck.study.spec import Making, Scale, Study, moment
 
 EDGE = {
+    'over = ["ipc"]': ('ovr = ["ipc"]', "unknown key 'ovr' at arms.hard.ovr (line 18 of study.toml); did you mean 'over'? known: "),
     "students = 2": ("studnets = 2", "unknown key 'studnets' at scales.smoke.studnets (line 49 of study.toml); did you mean 'students'? known: "),
     'labels = { kind = "hard" }': (
         'labels = { kid = "hard" }',

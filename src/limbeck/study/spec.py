@@ -249,6 +249,10 @@ class Study:
 
     def _of_arm(self, scale: str, name: str, arm: Arm) -> Iterator[Cell]:
         axes, values = self.scale(scale).axes, self.scale(scale).values
+        for key in arm.model_extra or {}:  # first, since a misspelled `over` makes every slot of the arm unknown
+            if key not in Making.model_fields:
+                where = self.text.words(("arms", name, key))
+                raise OptionError(f"unknown key {key!r} at {where}; {nearest(key, [*Making.model_fields, *Arm.model_fields])}")
         for axis in arm.over:
             if axis not in axes:
                 raise OptionError(
