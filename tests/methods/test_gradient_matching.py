@@ -17,6 +17,7 @@ from limbeck.methods.gradient_matching import (
     GradientMatchingOptions,
     SiameseGradientMatching,
     SiameseGradientMatchingOptions,
+    _mean_count,
     class_loss,
     loops,
     match,
@@ -237,7 +238,7 @@ def test_loops_follow_the_published_table_and_lie_between_its_rows() -> None:
     assert GradientMatching(GradientMatchingOptions()).total_steps(given) == 10_000
     assert GradientMatching(GradientMatchingOptions(steps=7)).total_steps(given) == 7
     assert GradientMatching(GradientMatchingOptions(iterations=3, outer=4)).total_steps(given) == 12
-    assert dc(outer=None, inner=None)._loops(problem(gaussians((12, 12, 12)), (10, 0, 0))) == (10, 50)
+    assert dc(outer=None, inner=None)._loops(_mean_count(problem(gaussians((12, 12, 12)), (10, 0, 0)))) == (10, 50)
 
 
 def test_a_class_without_images_is_left_out() -> None:
