@@ -48,7 +48,7 @@ class SRe2LOptions(SyntheticOptions, ViewOptions):
     augment: str = Field("none", description="what the teacher is shown instead of the images: resized_crop+flip is SRe2L's multi-crop")
     jitter: int = Field(4, ge=0, description="images are rolled by up to so many pixels, rows and columns for themselves")
     teacher: str | None = Field(None, description="train this network as the teacher, convnet:norm=batch say; none: the expert is the teacher")
-    teacher_steps: int = Field(2000, ge=1, description="steps of that training, in batches of 128")
+    teacher_steps: int = Field(2000, ge=1, description=f"steps of that training, in batches of {_TEACHER_BATCH}")
     teacher_lr: float = Field(0.05, gt=0, description="its SGD rate at the start; it falls to 0 along a cosine")
 
     @field_validator("augment")

@@ -59,22 +59,17 @@ def _of_one(view: View, selector: Selector, where: dict[str, Scalar], facts: Dat
     """Operations of one student of the first cell that is selected; what its task needs goes into `needed`, each task once."""
     cells = matching(view.cells, selector.at(**where).where)
     row = view.row(min(cells, key=lambda cell: [str(cell.coordinates.get(name, 0)) for name in ("draw", "expert")]))
-    for keys in row["inputs"].values():
-        for key in keys:
-            _gather(view, key, facts, needed)
+    _gather(view, row, facts, needed)
     return _price(row, facts) / row["settings"].get("students", 1)
 
 
-def _gather(view: View, key: str, facts: DataFacts, needed: dict[str, float]) -> None:
-    if key in needed:
-        return
-    if key not in view.rows:
-        raise NotMeasured(f"task {key} is not finished yet; run: limbeck study resume")
-    row = view.rows[key]
-    needed[key] = _price(row, facts)
-    for keys in row["inputs"].values():
-        for other in keys:
-            _gather(view, other, facts, needed)
+def _gather(view: View, row: Mapping[str, Any], facts: DataFacts, needed: dict[str, float]) -> None:
+    """Puts the operations of everything that a row builds on into `needed`."""
+    for key in (key for keys in row["inputs"].values() for key in keys if key not in needed):
+        if key not in view.rows:
+            raise NotMeasured(f"task {key} is not finished yet; run: limbeck study resume")
+        needed[key] = _price(view.rows[key], facts)
+        _gather(view, view.rows[key], facts, needed)
 
 
 def _price(row: Mapping[str, Any], facts: DataFacts) -> float:
