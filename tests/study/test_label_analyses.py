@@ -98,6 +98,9 @@ def test_relative_performance_and_what_is_lost() -> None:
     assert measurement["loss ipc 1"].values == pytest.approx(0.5)
     assert measurement["loss ipc 10"].values == pytest.approx(0.2)
     assert measurement["more lost at the first"].values == pytest.approx(0.3)
+    assert measurement["loss ipc 1 past rank 1"].values == pytest.approx(0.2)
+    assert measurement["loss ipc 10 past rank 1"].values == pytest.approx(0.0)
+    assert measurement["more lost at the first past rank 1"].values == pytest.approx(0.2)
     assert plots[0].color == "ipc"
 
 

@@ -45,12 +45,13 @@ def relative(view: View, options: RelativeOptions, artefacts: Artefacts) -> Made
     """``mean(of) / mean(baseline)`` along `x` for each value of `color`, with Fieller's interval from paired students (appendix C.2, figure 4).
 
     Scalars: `loss COLOR VALUE`, the mean over `x` of one minus the relative measure, from which `more lost at the first` is the loss at the first value of
-    `color` minus that at the last; each with an interval over draws, experts and students, in which the baseline is as uncertain as what it divides (see
-    `_losses`).
+    `color` minus that at the last; the same with `past X FIRST`, without the first value of `x` (the largest entry decides which class a label names, the others
+    what else it says). Each has an interval over draws, experts and students, in which the baseline is as uncertain as what it divides (see `_losses`).
     """
     across, colors = view.along(options.of, options.x), view.along(options.of, options.color)
     arrays = [np.full((len(colors), len(across)), np.nan) for _ in range(3)]
-    losses: list[np.ndarray] = []
+    spans = {"": 0} | ({f" past {options.x} {across[0]}": 1} if len(across) > 1 else {})
+    losses: dict[str, list[np.ndarray]] = {span: [] for span in spans}
     covers = ""
     for row, color in enumerate(colors):
         base = view.values(options.baseline.at(**{options.color: color}))
@@ -65,10 +66,13 @@ def relative(view: View, options: RelativeOptions, artefacts: Artefacts) -> Made
                 f"{options.of.words} and its baseline {options.baseline.words} need the same draws, experts and students at {options.color} {color}; "
                 "cross both arms over the same axes"
             )
-        losses.append(_losses(np.mean(parts, axis=0), base))
-    scalars = {f"loss {options.color} {color}": _scalar(nested_interval(loss)) for color, loss in zip(colors, losses, strict=True)}
-    if len(losses) > 1:
-        scalars["more lost at the first"] = _scalar(difference(losses[0], losses[-1]))
+        for span, start in spans.items():
+            losses[span].append(_losses(np.mean(parts[start:], axis=0), base))
+    scalars = {}
+    for span, found_losses in losses.items():
+        scalars |= {f"loss {options.color} {color}{span}": _scalar(nested_interval(loss)) for color, loss in zip(colors, found_losses, strict=True)}
+        if len(colors) > 1:
+            scalars[f"more lost at the first{span}"] = _scalar(difference(found_losses[0], found_losses[-1]))
     quantities = {"relative": Quantity(arrays[0], (options.color, options.x), "of the baseline", arrays[1], arrays[2], covers), **scalars}
     plot = Plot("relative", options.title, options.x, color=options.color, log=options.log, reading=options.reading)
     return Measurement("relative", options.title, quantities, {options.color: tuple(colors), options.x: tuple(across)}), (plot,)
