@@ -8,6 +8,7 @@ about.
 
 import argparse
 import json
+import re
 import shutil
 import tomllib
 from collections import Counter
@@ -40,7 +41,7 @@ def main() -> None:
     for folder in parser.parse_args().runs:
         record(folder)
     for group in TITLES:
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RECORDS / group).glob("*.json"))]
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RECORDS / group).glob("*.json"), key=_natural)]
         if found:
             (PAGES / f"{group}.md").write_text(page(group, found), encoding="utf-8")
 
@@ -76,17 +77,16 @@ def _cost(run: Run) -> dict[str, Any]:
 def page(group: str, records: Sequence[Mapping[str, Any]]) -> str:
     """The page of a group of studies."""
     title, about, source = TITLES[group]
-    answers = Counter(claim["answer"] for made in records for claim in made["claims"].values())
     lines = [
         f"# {title}",
         "",
         f"Generated from the records in `benchmarks/results/studies/{group}` by `python -m benchmarks.studies_page`; see "
-        f"[what is asked and how to read it]({about}). Claims are those of {source}; each was written into its study file before the run. Intervals are 95 %.",
+        f"[what is asked and how to read it]({about}). Claims are those of {source}; each was written into its study file before the run, "
+        "unless the study says otherwise. Intervals are 95 %.",
         "",
-        f"{sum(answers.values())} claims of {len(records)} stud{'y' if len(records) == 1 else 'ies'}: "
-        + ", ".join(f"{count} {answer}" for answer, count in answers.most_common())
-        + ". A claim that fails on this scale says that it does not carry over to this problem and size.",
+        "A claim that fails on this scale says that it does not carry over to this problem and size.",
         "",
+        *_overview(records),
     ]
     measured = {made["study"].rpartition("/")[2] for made in records}
     left = [f"`{path.stem}`" for path in sorted((ROOT / "studies" / group).glob("*.toml")) if path.stem not in measured]
@@ -96,6 +96,32 @@ def page(group: str, records: Sequence[Mapping[str, Any]]) -> str:
     for made in records:
         lines += _study(group, made, thoughts.get(made["study"].rpartition("/")[2], {}))
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _overview(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many claims of each study have which verdict, with a link to it."""
+    lines, whole = ["| study | question | claims | hold | undecided | fail |", "|---|---|---|---|---|---|"], Counter[str]()
+    for made in records:
+        study = Study.load(ROOT / "studies" / f"{made['study']}.toml").file
+        answers = Counter(claim["answer"] for claim in made["claims"].values())
+        whole += answers
+        name, anchor = made["study"].rpartition("/")[2], _anchor(study.title)
+        lines.append(f"| [{name}](#{anchor}) | {study.question} | {_counts(answers)} |")
+    return [*lines, f"| all {len(records)} | | {_counts(whole)} |", ""]
+
+
+def _counts(answers: Counter[str]) -> str:
+    return " | ".join(str(count) for count in (answers.total(), *(answers[answer] for answer in ("holds", "undecided", "fails"))))
+
+
+def _anchor(title: str) -> str:
+    """What a heading is linked by, on the page and on GitHub."""
+    return re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower())
+
+
+def _natural(path: Path) -> list[str | int]:
+    """Names in the order of their numbers: figure 2 before figure 10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
 
 
 def _study(group: str, made: Mapping[str, Any], thoughts: Mapping[str, str]) -> list[str]:
@@ -110,7 +136,7 @@ def _study(group: str, made: Mapping[str, Any], thoughts: Mapping[str, str]) -> 
         f"{study.question} After {study.paper}.",
         "",
         f"`limbeck study run studies/{name}.toml --scale {made['scale']}`: {settings.source}, {settings.model}, protocol {settings.protocol}, students of each "
-        f"set: {settings.students}. Seconds of tasks, whenever they were made: {cost}.",
+        f"set: {settings.students} unless an arm says otherwise. Seconds of tasks, whenever they were made: {cost}.",
         "",
         "| claim | expected | measured | covers | verdict |",
         "|---|---|---|---|---|",
