@@ -120,6 +120,13 @@ def test_whole_numbers_have_no_ticks_between_them_and_log_axes_keep_fractions() 
     assert _ticks([5], log=False)["values"] == [5]
 
 
+def test_a_legend_of_numbers_says_what_they_are() -> None:
+    quantity = Quantity(np.array([[0.1, 0.2], [0.3, 0.4]]), ("ipc", "epoch"), "fraction")
+    picture, alt = drawn(quantity, Plot("accuracy", "A", "epoch", color="ipc"), ipc=(1, 10), epoch=(1, 2))
+    assert {"ipc 1", "ipc 10"} <= set(re.findall(r"<text[^>]*>([^<]*)</text>", picture))
+    assert alt == "A, in %: from 10 (ipc 1, epoch 1) to 40 (ipc 10, epoch 2)."
+
+
 def test_differences_below_zero_stay_on_the_axis() -> None:
     quantity = Quantity(np.array([-0.2, -0.1]), ("epoch",), "fraction", np.array([-0.3, -0.2]), np.array([-0.1, 0.0]))
     picture, _ = drawn(quantity, Plot("gap", "A", "epoch"), epoch=(1, 2))

@@ -183,7 +183,7 @@ def _tidy(measurement: Measurement, plot: Plot, quantity: Quantity, factor: floa
         row: dict[str, Any] = {
             "x": measurement.axes[plot.x][place[plot.x]],
             "place": place[plot.x],
-            "series": str(measurement.axes[plot.color][place[plot.color]]) if plot.color else "",
+            "series": _word(measurement.axes[plot.color][place[plot.color]], plot.color) if plot.color else "",
             "panel": str(measurement.axes[plot.panel][place[plot.panel]]) if plot.panel else "",
             "value": factor * value,
             "low": factor * float(low[index]) if known and low is not None else factor * value,
@@ -194,7 +194,7 @@ def _tidy(measurement: Measurement, plot: Plot, quantity: Quantity, factor: floa
 
 
 def _series(measurement: Measurement, plot: Plot) -> tuple[list[str], list[str], list[str]]:
-    names = [str(value) for value in measurement.axes[plot.color]] if plot.color else [""]
+    names = [_word(value, plot.color) for value in measurement.axes[plot.color]] if plot.color else [""]
     colors = [light for light, _ in SERIES.values()]
     return names, [colors[i % len(colors)] for i in range(len(names))], [_SHAPES[i % len(_SHAPES)] for i in range(len(names))]
 
