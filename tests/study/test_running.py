@@ -1,9 +1,11 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from limbeck.study.artefacts import Artefacts
 from limbeck.study.graph import Builder, DataKey, select
 from limbeck.study.ledger import Ledger
 from limbeck.study.running import LEDGER, ROWS, Run, open_run, price_study, resume_study, run_study
+from limbeck.study.setting import Setting
 from limbeck.study.spec import Study
 from limbeck.study.study_options import ExecutionOptions, StudyOptions
 
@@ -205,6 +208,33 @@ def test_a_folder_of_another_study_is_not_written_to(finished: Run) -> None:
         run_study(Study.parse(SMALL.replace('name = "small"', 'name = "other"')), StudyOptions(out=finished.out))
     with pytest.raises(DataError, match="holds no run of a study"):
         open_run(finished.out / "figures")
+
+
+@pytest.mark.parametrize("refusal", ["another run is writing", "another run wrote into", "no such executor"])
+def test_a_refused_run_leaves_the_study_of_the_folder(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str) -> None:
+    shutil.copytree(finished.out, tmp_path / "out")
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in ("study.toml", "run.json", LEDGER)}
+
+    def refuse(*given: Any) -> None:
+        raise OptionError("no such executor")
+
+    with ExitStack() as stack:
+        if refusal == "no such executor":
+            monkeypatch.setattr("limbeck.study.running.make_executor", refuse)
+        elif refusal == "another run is writing":
+            stack.enter_context(Ledger(tmp_path / "out" / LEDGER))
+        else:
+            opened = Setting.open
+
+            def overtaken(*given: Any, **more: Any) -> Setting:
+                before["run.json"] = before["run.json"].replace(b'"only": []', b'"only": ["arm=hard"]')
+                (tmp_path / "out" / "run.json").write_bytes(before["run.json"])
+                return opened(*given, **more)
+
+            monkeypatch.setattr("limbeck.study.running.Setting.open", overtaken)
+        with pytest.raises(LimbeckError, match=refusal):
+            run_study(Study.parse(small(students=3)), options(tmp_path, only=("arm=hard",)))
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
 
 
 def test_transforms_and_methods_that_optimize_make_sets(tmp_path: Path) -> None:

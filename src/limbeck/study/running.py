@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def default_out(study: Study, scale: str) -> Path:
 
 
 def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) -> Run:
-    """Does every task that is not finished, and returns the run. Raises `OptionError` or `DataError` before anything expensive is begun."""
+    """Does every task that is not finished, and returns the run. Raises `OptionError` or `DataError` before anything expensive is begun; a run that is refused
+    leaves the study and the settings of its folder as they were."""
     scale, out = study.scale(options.scale), options.out or default_out(study, options.scale)
     artefacts = Artefacts.at(options.store)
     before = _read_run(out)
@@ -121,18 +123,6 @@ def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) 
     graph = builder.graph()
     _check_class_sizes(builder, graph, setting)
     units = graph.needed(select(graph.cells, options.only))
-    store.write_text(out / STUDY, study.content)
-    described = {
-        "study": study.file.name,
-        "scale": options.scale,
-        "data": vars(data),
-        "plans": builder.plans,
-        "device": options.device,
-        "threads": threads,
-        "store": options.store,
-        "only": list(options.only),
-    }
-    store.write_json(out / RUN, described)
     premises = Premises(
         source=scale.source,
         open=scale.open.model_dump(mode="json"),
@@ -145,16 +135,26 @@ def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) 
     if options.executor == "ray" and not options.gpus and any(plan["device"].startswith("cuda") for plan in builder.plans.values()):
         raise OptionError("the tasks run on a GPU, but Ray was not told how much of one each may take; use --gpus 1, --gpus 0.25 or --device cpu")
     given = ExecutorOptions(options.executor, options.address, options.workers, options.gpus)
+    described = {
+        "study": study.file.name,
+        "scale": options.scale,
+        "data": vars(data),
+        "plans": builder.plans,
+        "device": options.device,
+        "threads": threads,
+        "store": options.store,
+        "only": list(options.only),
+    }
     with Ledger(out / LEDGER) as ledger:
+        if _read_run(out) != before:
+            raise LimbeckError(f"another run wrote into {str(out)!r} while this one opened the data; run the study again")
         todo = _unfinished(units, graph, ledger, artefacts)
         reused = sum(len(unit) for unit in units) - sum(len(unit) for unit in todo)
-        done = 0
-        if todo:
-            executor = make_executor(given, premises, artefacts, reporter, threads, todo)
-            try:
-                done = _execute(todo, executor, ledger, reporter, f"{study.file.name}, {options.scale}")
-            finally:
-                executor.close()
+        with closing(make_executor(given, premises, artefacts, reporter, threads, todo)) if todo else nullcontext() as executor:
+            # nothing refuses this run any more, so the folder becomes its own
+            store.write_text(out / STUDY, study.content)
+            store.write_json(out / RUN, described)
+            done = _execute(todo, executor, ledger, reporter, f"{study.file.name}, {options.scale}") if executor else 0
         run = Run(out, study, options.scale, graph, ledger, artefacts, data, done, reused)
         write_rows(run)
     return run
