@@ -58,6 +58,24 @@ EDGE = {
         "'ipcs' at analyses[0].options.color (line 37 of study.toml) is no axis to draw along (scale 'smoke'): the axes of soft are ipc, epoch; did you mean 'ipc'?",
     ),
     'protocol = "dc"': ("protocol = 7", "scales.smoke.protocol (line 47 of study.toml): input should be a valid string, got 7"),
+    'at = "{epoch}"\nlabels': ("at = nan\nlabels", "arms.soft.at (line 14 of study.toml): a number must be finite, got nan; write another"),
+    "epoch = [1, 2], ipc": (
+        "epoch = [1, inf], ipc",
+        "scales.smoke.axes.epoch[1] (line 50 of study.toml): a number must be finite, got inf; write another",
+    ),
+    '{ kind = "soft" }': (
+        '{ kind = "soft", temperature = inf }',
+        "arms.soft.labels.temperature (line 15 of study.toml): a number must be finite, got inf; write another",
+    ),
+    '"soft" }': (
+        '"soft", temperature = "inf" }',
+        "arms.soft.labels.temperature (line 15 of study.toml): input should be a finite number, got 'inf' (scale 'smoke', cell ipc=1, epoch=1)",
+    ),
+    "ipc = 1 } }": ("ipc = 1 }, by = nan }", "claims[0].check.by (line 26 of study.toml): a number must be finite, got nan; write another"),
+    "students =": (
+        f"seed = {10**400}\nstudents =",
+        "scales.smoke.seed (line 49 of study.toml): a whole number must fit into 64 bits, got a longer one; write a smaller one",
+    ),
     "question =": ("question", "study.toml is not TOML: expected '=' after a key in a key/value pair (at line 3, column 10); mend that place"),
 }
 

@@ -1,6 +1,7 @@
 """`Study`: an experiment as data. A TOML file says what is asked, what is trained on which scale, and what would answer the question."""
 
 import itertools
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ _SLOT = re.compile(r"\{([\w-]+)\}")
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataFacts(_Frozen):
@@ -212,6 +213,7 @@ class Study:
             raw = tomllib.loads(content)
         except tomllib.TOMLDecodeError as error:
             raise OptionError(f"{name} is not TOML: {str(error)[:1].lower()}{str(error)[1:]}; mend that place") from None
+        _check_numbers(raw, text)
         try:
             study = Study(StudyFile(**raw), text, content)
         except ValidationError as error:
@@ -366,6 +368,17 @@ class Study:
                 moment(making.at, scale.experts[making.expert].epochs)
             except OptionError as error:
                 raise OptionError(f"{error} at {self.text.words((*place, 'at'))} {suffix}") from None
+
+
+def _check_numbers(given: Any, text: Text, place: Place = ()) -> None:
+    """Raises `OptionError`, with the place, for a number anywhere in a file that is not finite, or that TOML's 64 bits do not hold."""
+    if isinstance(given, (dict, list)):
+        for key, part in given.items() if isinstance(given, dict) else enumerate(given):
+            _check_numbers(part, text, (*place, key))
+    elif isinstance(given, float) and not math.isfinite(given):
+        raise OptionError(f"{text.words(place)}: a number must be finite, got {given}; write another")
+    elif isinstance(given, int) and not -(2**63) <= given < 2**63:
+        raise OptionError(f"{text.words(place)}: a whole number must fit into 64 bits, got a longer one; write a smaller one")
 
 
 def _slots(given: Any) -> set[str]:
