@@ -17,7 +17,7 @@ from limbeck.errors import DataError, LimbeckError, OptionError
 from limbeck.study.artefacts import Artefacts
 from limbeck.study.graph import Builder, DataKey, select
 from limbeck.study.ledger import Ledger
-from limbeck.study.running import LEDGER, ROWS, Run, open_run, price_study, resume_study, run_study
+from limbeck.study.running import LEDGER, ROWS, Run, open_run, price_study, resume_study, run_study, write_rows
 from limbeck.study.setting import Setting
 from limbeck.study.spec import Study
 from limbeck.study.study_options import ExecutionOptions, StudyOptions
@@ -119,6 +119,27 @@ def test_a_torn_last_line_is_dropped_and_done_again(finished: Run, tmp_path: Pat
     path.write_bytes(b"".join([damaged[0], damaged[1][:9] + b"\n", *damaged[2:]]))
     with pytest.raises(LimbeckError, match=r"line 2 of .* is damaged; remove the line"):
         Ledger(path)
+
+
+def test_tasks_that_were_finished_before_enter_the_ledger_after_what_they_build_on(finished: Run, tmp_path: Path) -> None:
+    run = run_study(Study.parse(SMALL), StudyOptions(out=tmp_path, store=str(finished.artefacts.cache.root), threads=1))
+    assert run.done == 0
+    known: set[str] = set()
+    for row in run.ledger.rows.values():
+        assert known.issuperset(key for keys in row["inputs"].values() for key in keys)
+        known.add(row["key"])
+
+
+@pytest.mark.parametrize(("lost", "column", "left"), [("expert", "experts", [None] * 8), ("set", "set.key", [None] * 8)])
+def test_the_table_is_written_though_lines_of_the_ledger_are_gone(finished: Run, tmp_path: Path, lost: str, column: str, left: list[None]) -> None:
+    import pyarrow.parquet as pq
+
+    shutil.copytree(finished.out, tmp_path / "out")
+    lines = finished.ledger.path.read_text().splitlines(keepends=True)
+    (tmp_path / "out" / LEDGER).write_text("".join(line for line in lines if json.loads(line)["kind"] != lost))
+    write_rows(open_run(tmp_path / "out"))
+    table = pq.read_table(tmp_path / "out" / ROWS).to_pylist()
+    assert [row.get(column) for row in table] == left
 
 
 def test_the_table_has_a_row_for_every_cell_and_needs_no_other_file(finished: Run) -> None:

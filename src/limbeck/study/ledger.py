@@ -92,14 +92,17 @@ class Ledger:
         return {"arm": cell.arm, **coordinates, **self._origin(row), **measures, **plain, **texts}
 
     def _origin(self, row: Row) -> dict[str, Any]:
-        """What was measured: the set of a row (of a replay: the first of its memories, which differ in their classes alone), and the experts."""
-        made = row if row["kind"] == "set" else next((self._rows[key] for role in ("set", "memory") for key in row["inputs"].get(role, ())), None)
+        """What was measured: the set of a row (of a replay: the first of its memories, which differ in their classes alone), and the experts. What the ledger lost
+        of these (a line was removed) stays empty."""
+        sets = [key for role in ("set", "memory") for key in row["inputs"].get(role, ())]
+        made = row if row["kind"] == "set" else self._rows.get(sets[0]) if sets else None
         settings = {} if made is None else {name: value for name, value in made["settings"].items() if name not in ("classes", "data")}
         columns = {f"set.{name}": store.canonical_json(value) if isinstance(value, (dict, list)) else value for name, value in settings.items()}
         if made is not None and made is not row:
-            columns |= {"set.key": made["key"], "set.digest": made["digests"]["set"]}
+            columns |= {"set.key": made["key"], "set.digest": made["digests"].get("set")}
         labeled = made or row
-        experts = [self._rows[key]["settings"]["index"] for key in labeled["inputs"].get("experts", ())] or settings.get("expert", {}).get("indices")
+        numbers = [self._rows[key]["settings"].get("index") if key in self._rows else None for key in labeled["inputs"].get("experts", ())]
+        experts = None if None in numbers else numbers or settings.get("expert", {}).get("indices")
         return {**columns, "experts": experts, "expert_step": labeled["measures"].get("step")}
 
 

@@ -14,7 +14,7 @@ from limbeck import store
 from limbeck.errors import DataError, LimbeckError, OptionError
 from limbeck.progress import SILENT, Reporter
 from limbeck.study.analyses import Made, analyze
-from limbeck.study.artefacts import Artefacts
+from limbeck.study.artefacts import Artefacts, Row
 from limbeck.study.claims import Verdict, decide
 from limbeck.study.executors import Executor, ExecutorOptions, make_executor
 from limbeck.study.graph import Builder, DataKey, Graph, Unit, select
@@ -222,25 +222,28 @@ def _execute(todo: list[Unit], executor: Executor, ledger: Ledger, reporter: Rep
 
 
 def _unfinished(units: Collection[Unit], graph: Graph, ledger: Ledger, artefacts: Artefacts) -> list[Unit]:
-    """The units with work to do, in order. Rows of tasks that another study finished are added to the ledger; a finished task whose files are gone is done again
-    only when something builds on it."""
+    """The units with work to do, in order. Rows of tasks that another study finished are added to the ledger, ancestors first; a finished task whose files are gone
+    is done again only when something builds on it."""
     unit_of = {task.key: unit for unit in graph.units for task in unit}
     order = {unit[0].key: place for place, unit in enumerate(graph.units)}
     open_units = [unit for unit in units if not all(task.key in ledger for task in unit)]
     seen: set[str] = set()
     todo: list[Unit] = []
+    rows: dict[int, list[Row]] = {}
     while open_units:
         unit = open_units.pop()
         if unit[0].key in seen:
             continue
         seen.add(unit[0].key)
-        found = [artefacts.find(task.key) for task in unit]
-        if all(row is not None for row in found):
-            for row in found:
-                ledger.add(row or {})
+        found = [row for task in unit if (row := artefacts.find(task.key)) is not None]
+        if len(found) == len(unit):
+            rows[order[unit[0].key]] = found
             continue
         todo.append(unit)
         open_units += [unit_of[key] for task in unit for key in task.ancestors]
+    for place in sorted(rows):
+        for row in rows[place]:
+            ledger.add(row)
     return sorted(todo, key=lambda unit: order[unit[0].key])
 
 
