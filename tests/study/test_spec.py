@@ -125,6 +125,24 @@ def test_names_and_grids_are_checked_before_data_are_opened(old: str, new: str, 
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("epoch = [1, 2]", "epoch = [2, true]", "arms.expert.at (line 9 of study.toml)"),
+        ("ipc = [1, 4]", "ipc = [4, false]", "arms.soft.ipc (line 13 of study.toml)"),
+        ('kind = "soft" }', 'kind = "soft" }\nexperts = [0, true]', "arms.soft.experts (line 16 of study.toml)"),
+        ('kind = "soft" }', 'kind = "soft", temperature = true }', "arms.soft.labels.temperature (line 15 of study.toml)"),
+        ("students = 2", "students = true", "scales.smoke.students (line 49 of study.toml)"),
+        ("shape = [1, 8, 8]", "shape = [true, 8, 8]", "scales.smoke.data.shape (line 45 of study.toml)"),
+    ],
+)
+def test_true_is_no_number(old: str, new: str, place: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        Study.parse(SMALL.replace(old, new, 1))
+    assert str(refused.value).startswith(f"{place}: a number is wanted, got {'false' if 'false' in new else 'true'}; write one")
+    assert Study.parse(SMALL.replace('kind = "soft"', 'kind = "soft", renormalize = false', 1)).cells("smoke")
+
+
+@pytest.mark.parametrize(
     ("axis", "values", "spoken"),
     [
         ("draw", "[0, 1, 2]", "{draw}"),

@@ -7,7 +7,8 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -23,6 +24,27 @@ _SLOT = re.compile(r"\{([\w-]+)\}")
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, given: Any, info: Any) -> Any:
+        """Refuses true and false where a number is wanted: they would pass as 1 and 0."""
+        wanted = cls.model_fields[info.field_name].annotation
+        truth = next((part for part in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(part, bool)), None)
+        if truth is not None and _wants_number(wanted):
+            raise ValueError(f"a number is wanted, got {str(truth).lower()}; write one")
+        return given
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """The kinds of value that an annotation allows."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _wants_number(annotation: Any) -> bool:
+    """Whether a field takes a number, or a list of numbers, and no truth value."""
+    kinds = _kinds(annotation)
+    return bool not in kinds and any(kind in (int, float) or (get_origin(kind) is tuple and _wants_number(get_args(kind)[0])) for kind in kinds)
 
 
 class DataFacts(_Frozen):
