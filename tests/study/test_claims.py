@@ -111,6 +111,23 @@ def test_an_argmax_grows_shrinks_or_is_open() -> None:
     assert check("argmax-grows-with", peak({1: 2, 10: 4}, 2.0), of={"arm": "a"}, argmax="epoch", along="ipc").answer == "undecided"
 
 
+def test_few_repeats_do_not_make_an_argmax_grow() -> None:
+    # one of five draws sees no growth: percentiles of 2.5 % leave it out, those that five repeats need do not
+    mixed = view(lambda draw, ipc, epoch: [float(epoch * (1 if ipc == 10 or draw < 1 else -1.5))], draws=5, ipc=[1, 10], epoch=[1, 2])
+    found = check("argmax-grows-with", mixed, of={"arm": "a"}, argmax="epoch", along="ipc")
+    assert found.interval is not None
+    assert (found.interval.mean, found.interval.low, found.answer) == (1, 0, "undecided")
+    two = view(lambda draw, ipc, epoch: [float(epoch * ipc)], draws=2, ipc=[1, 10], epoch=[1, 2])
+    found = check("argmax-grows-with", two, of={"arm": "a"}, argmax="epoch", along="ipc")
+    assert (found.answer, "fewer than three repeats" in found.words) == ("undecided", True)
+
+
+def test_students_that_diverged_are_counted_in_words() -> None:
+    given = view(lambda draw, ipc: noisy(0.5, draw), ipc=[1])
+    next(iter(given.rows.values()))["measures"]["loss"] = [None, 0.3]
+    assert check("threshold", given, of={"arm": "a"}, above=0.3).words.endswith("3 draws x 2 students, 1 diverged")
+
+
 def test_rank_correlation_has_bonett_and_wrights_interval() -> None:
     found = spearman([float(place) for place in range(10)], [0.0, 2.0, 1.0, 4.0, 3.0, 5.0, 7.0, 6.0, 9.0, 8.0])
     r = 1 - 6 * 8 / (10 * 99)
@@ -118,6 +135,10 @@ def test_rank_correlation_has_bonett_and_wrights_interval() -> None:
     assert found.mean == pytest.approx(r)
     assert (found.low, found.high) == (pytest.approx(math.tanh(math.atanh(r) - half)), pytest.approx(math.tanh(math.atanh(r) + half)))
     assert math.isnan(spearman([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]).low)
+    # a perfect order of four has one chance in 24, so it does not exclude 0; of six one in 720
+    four, six = (spearman([float(place) for place in range(count)], [float(place) for place in range(count)]) for count in (4, 6))
+    assert (four.mean, four.high, six.high) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
+    assert (four.low < 0, 0.5 < six.low < 0.7) == (True, True)
     given = view(lambda draw, ipc: noisy(0.1 * ipc, draw), ipc=list(range(1, 12)))
     both = {"x": {"arm": "a"}, "y": {"arm": "a"}}
     assert check("correlation", given, **both, over="ipc", above=0.5).answer == "holds"

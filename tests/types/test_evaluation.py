@@ -46,7 +46,8 @@ def test_an_interval_says_what_it_covers(shape: tuple[int, int, int], covers: st
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_one_repeated_factor_is_the_t_interval_of_its_means(axis: int) -> None:
-    accuracy = np.random.default_rng(1).random((6, 1, 3) if axis == 0 else (1, 6, 3))
+    rng, shape = np.random.default_rng(1), (6, 1, 1) if axis == 0 else (1, 6, 1)
+    accuracy = rng.random(shape) + 0.1 * rng.random((*shape[:2], 3))
     low, high = stats.t.interval(0.95, 5, accuracy.mean(), stats.sem(accuracy.mean(axis=2).reshape(-1)))
     interval = nested_interval(accuracy)
     assert np.allclose([interval.low, interval.high], [low, high])
@@ -111,6 +112,18 @@ def test_intervals_move_and_scale_with_their_values() -> None:
     shuffled = nested_interval(accuracy[::-1, [2, 0, 3, 1]])
     assert np.allclose([shuffled.low, shuffled.high], [one.low, one.high])
     assert nested_interval(accuracy, level=0.99).half_width > one.half_width
+
+
+def test_no_interval_is_narrower_than_that_of_the_students_within_cells() -> None:
+    accuracy = np.array([[[0.40, 0.46]], [[0.42, 0.44]], [[0.41, 0.45]]])  # means of draws that agree by chance
+    within = float(((accuracy - 0.43) ** 2).sum()) / 3
+    assert nested_interval(accuracy).half_width == pytest.approx(stats.t.ppf(0.975, 3) * np.sqrt(within / 6))
+
+
+def test_students_alone_have_an_interval_of_the_level_asked() -> None:
+    accuracy = np.random.default_rng(4).random((1, 1, 5))
+    wanted = stats.t.ppf(0.995, 4) * accuracy.std(ddof=1) / np.sqrt(5)
+    assert nested_interval(accuracy, level=0.99).half_width == pytest.approx(wanted)
 
 
 def test_equal_values_give_an_interval_of_no_width() -> None:

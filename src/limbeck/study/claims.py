@@ -248,8 +248,10 @@ class ArgmaxGrowsWith(Check):
     """The value of axis `argmax` at which the mean is largest grows with axis `along`.
 
     Measured by the least-squares slope of the argmax's place (0, 1, ... in the sorted values) over the place of `along`, with a 95 % bootstrap interval: draws and
-    experts are resampled, and students inside them, the same for every value of both axes since those are paired (Efron and Tibshirani 1993). Holds when the
-    interval is above 0, fails when it reaches nowhere above 0. This describes a curve measured on the test split; nothing that is evaluated is chosen by it.
+    experts are resampled, and students inside them, the same for every value of both axes since those are paired (Efron and Tibshirani 1993). Its percentiles are
+    those that n repeats need, ``Phi(-sqrt(n / (n - 1)) t)`` with Student's t of n - 1 degrees of freedom (the expanded percentiles of Hesterberg 2015); n counts
+    draws or experts, whichever are fewer, or students where neither is repeated. Below three there is no interval. Holds when the interval is above 0, fails when
+    it reaches nowhere above 0. This describes a curve measured on the test split; nothing that is evaluated is chosen by it.
     """
 
     of: Selector
@@ -295,20 +297,29 @@ class ArgmaxGrowsWith(Check):
         draws, experts, students = next(iter(sizes))
         center, found = slope(None), []
         generator = Streams(0)["study", "bootstrap"].numpy(self.argmax, self.along)
-        for _ in range(_RESAMPLES if draws * experts * students > 1 else 0):
+        repeats = min((count for count in (draws, experts) if count > 1), default=students)
+        for _ in range(_RESAMPLES if repeats > 2 else 0):
             shapes = ((draws, 1, 1), (1, experts, 1), (draws, experts, students))
             first, second, third = (
                 np.asarray(generator.integers(most, size=size)) for most, size in zip((draws, experts, students), shapes, strict=True)
             )
             found.append(slope((first, second, third)))
         covers = " and ".join([name for name, count in (("image draws", draws), ("experts", experts)) if count > 1] + ["students"])
-        low, high = (float(edge) for edge in np.quantile(found, [0.025, 0.975])) if found else (float("nan"), float("nan"))
-        interval = Interval(center, low, high, covers if found else "nothing repeated", draws * experts * students)
+        tail = _expanded(repeats) if found else math.nan
+        low, high = (float(edge) for edge in np.quantile(found, [tail, 1 - tail])) if found else (math.nan, math.nan)
+        interval = Interval(center, low, high, covers if found else "fewer than three repeats", draws * experts * students)
         best = [line[int(stack.reshape(len(stack), -1).mean(1).argmax())] for line, stack in zip(columns, stacks, strict=True)]
         shown = tuple(f"best {self.argmax} at {self.along} {row}: {column}" for row, column in zip(rows, best, strict=True))
         answer: Answer = "undecided" if not found else "holds" if low > 0 else "fails" if high <= 0 else "undecided"
         words = _Words(f"{', '.join(shown)}; places for each step of {self.along}", _PLAIN, Side.of(view, self.of, grid[0][0]).numbers)
         return Verdict(answer, words.spoken(interval, "above 0"), interval, 0.0, shown)
+
+
+def _expanded(repeats: int) -> float:
+    """The tail of a bootstrap's percentiles for an interval of 95 %, widened as Student's t and the spread of few repeats are."""
+    from scipy.stats import norm, t
+
+    return float(norm.cdf(-math.sqrt(repeats / (repeats - 1)) * t.ppf(0.975, repeats - 1)))
 
 
 class Correlation(_Sided):
@@ -613,7 +624,8 @@ def ratio(left: np.ndarray, right: np.ndarray) -> Interval:
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> Interval:
-    """Rank correlation with its 95 % interval (see `Correlation`); NaN bounds below four pairs."""
+    """Rank correlation with its 95 % interval (see `Correlation`); NaN bounds below four pairs. Where z has no end, at a perfect order, it is taken half a step of r
+    below 1: a swap of two neighbors would give ``1 - 12 / (n (n^2 - 1))``."""
     from scipy.stats import rankdata
 
     count = len(x)
@@ -622,8 +634,9 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> Interval:
     r = float(first @ second) / spread if spread else float("nan")
     if count < 4 or not math.isfinite(r):
         return Interval(r, float("nan"), float("nan"), "nothing repeated", count)
-    z, error = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r))), math.sqrt((1 + r * r / 2) / (count - 3))
-    return Interval(r, math.tanh(z - 1.959964 * error), math.tanh(z + 1.959964 * error), "settings", count)
+    most = 1 - 6 / (count * (count**2 - 1))
+    z, error = math.atanh(max(-most, min(most, r))), math.sqrt((1 + r * r / 2) / (count - 3))
+    return Interval(r, min(r, math.tanh(z - 1.959964 * error)), max(r, math.tanh(z + 1.959964 * error)), "settings", count)
 
 
 @dataclass(frozen=True)

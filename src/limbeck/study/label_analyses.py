@@ -68,7 +68,7 @@ def relative(view: View, options: RelativeOptions, artefacts: Artefacts) -> Made
             )
         for span, start in spans.items():
             losses[span].append(_losses(np.mean(parts[start:], axis=0), base))
-    scalars = {}
+    scalars: dict[str, Quantity] = {}
     for span, found_losses in losses.items():
         scalars |= {f"loss {options.color} {color}{span}": _scalar(nested_interval(loss)) for color, loss in zip(colors, found_losses, strict=True)}
         if len(colors) > 1:

@@ -4,6 +4,7 @@ Students number 0, 1, ... of an image draw and an expert start alike in every ar
 another.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,13 +23,14 @@ _OF_THE_SET = ("label_entropy", "images", "bytes")  # their measures that are on
 @dataclass(frozen=True)
 class Side:
     """A measure ``[draws D, experts E, students S]`` with the numbers of its draws and experts: None where it does not depend on a draw (an expert's own score)
-    or where its arm is not crossed over experts. `students` is False where none were trained."""
+    or where its arm is not crossed over experts. `students` is False where none were trained; `diverged` of them ended with a loss that is not finite."""
 
     words: str
     values: np.ndarray
     draws: tuple[Any, ...] | None
     experts: tuple[Any, ...] | None
     students: bool
+    diverged: int = 0
 
     @staticmethod
     def of(view: View, selector: Selector, values: np.ndarray) -> "Side":
@@ -40,13 +42,16 @@ class Side:
         # a draw decides which images a set holds; an expert's own score has none
         drawn = tasks != {"expert-score"} or any("draw" in cell.coordinates for cell in cells)
         students = not tasks.isdisjoint(_TRAINING) and selector.measure not in _OF_THE_SET
-        return Side(selector.words, values, tuple(draws) if drawn else None, tuple(experts) or None, students)
+        losses = [view.losses(cell) for cell in cells] if students and values.size else []
+        diverged = sum(not math.isfinite(loss) for each in losses for loss in each)
+        return Side(selector.words, values, tuple(draws) if drawn else None, tuple(experts) or None, students, diverged)
 
     @property
     def numbers(self) -> str:
-        """``2 draws x 2 experts x 3 students``."""
+        """``2 draws x 2 experts x 3 students``, and how many of the students diverged."""
         counts = zip(("draw", "expert", "student"), self.values.shape, (self.draws is not None, self.experts is not None, self.students), strict=True)
-        return " x ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count, there in counts if there) or "1 value"
+        words = " x ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count, there in counts if there) or "1 value"
+        return f"{words}, {self.diverged} diverged" if self.diverged else words
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,10 @@ class View:
             return interval
         return replace(interval, covers=interval.covers.replace(" and students", ""))
 
+    def losses(self, cell: Cell) -> list[float]:
+        """The test losses of a cell's students, NaN where one diverged; none where the task does not measure them."""
+        return self._measure(cell, "loss") if "loss" in self.row(cell)["measures"] else []
+
     def _measure(self, cell: Cell, measure: str) -> list[float]:
         measures = self.row(cell)["measures"]
         if measure not in measures:

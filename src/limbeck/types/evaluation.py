@@ -40,13 +40,14 @@ def nested_interval(accuracy: np.ndarray, level: float = 0.95) -> Interval:
 
     Draws and experts are crossed random factors and students are nested in their cells. With mean squares MS of a two-way random-effects layout,
     ``Var(mean) = (MS_D + MS_E - MS_DE) / (D E S)`` when both are repeated (never below either factor's own MS / (D E S)), ``MS_D / (D E S)`` or
-    ``MS_E / (D E S)`` when one is, and ``MS_S / (D E S)`` when neither is; degrees of freedom after Satterthwaite (1946). A factor that was not repeated
-    is not covered, and the interval says so.
+    ``MS_E / (D E S)`` when one is, and ``MS_S / (D E S)`` when neither is; degrees of freedom after Satterthwaite (1946). No interval is narrower than that of
+    the students within their cells, since means of a few draws may lie close together by chance. A factor that was not repeated is not covered, and the
+    interval says so.
     """
     a = np.asarray(accuracy, dtype=np.float64)
     draws, experts, students = a.shape
     if draws == 1 and experts == 1:
-        return t_interval(a, "students")
+        return t_interval(a, "students", level)
     grand, cells = a.mean(), a.mean(axis=2)
     by_draw, by_expert = cells.mean(axis=1), cells.mean(axis=0)
     mean_squares: list[tuple[float, float, int]] = []  # coefficient, mean square, degrees of freedom
@@ -66,6 +67,9 @@ def nested_interval(accuracy: np.ndarray, level: float = 0.95) -> Interval:
     else:
         freedom = variance**2 / sum(square**2 / dof for _, square, dof in mean_squares if square > 0)
     half = _t(level, max(freedom, 1.0)) * np.sqrt(variance / a.size)
+    if students > 1:
+        freedom = float(draws * experts * (students - 1))
+        half = max(half, _t(level, freedom) * np.sqrt(float(((a - cells[..., None]) ** 2).sum()) / freedom / a.size))
     names = [name for name, count in (("image draws", draws), ("experts", experts)) if count > 1]
     covers = " and ".join([*names, "students"])
     return Interval(float(grand), float(grand - half), float(grand + half), covers, a.size)
