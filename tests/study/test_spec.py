@@ -76,6 +76,10 @@ EDGE = {
         f"seed = {10**400}\nstudents =",
         "scales.smoke.seed (line 49 of study.toml): a whole number must fit into 64 bits, got a longer one; write a smaller one",
     ),
+    'labels = { kind = "hard"': (
+        'task = "analyze"\nlabels = { kind = "hard"',
+        "an arm with task = \"analyze\" needs analyses, and 'hard' names none, at arms.hard (line 17 of study.toml); add for example analyses = ",
+    ),
     "question =": ("question", "study.toml is not TOML: expected '=' after a key in a key/value pair (at line 3, column 10); mend that place"),
 }
 

@@ -370,6 +370,11 @@ class Study:
             ARM_KINDS.check(making.task)
         except OptionError as error:
             raise OptionError(f"{error}, at {self.text.words((*place, 'task'))} {suffix}") from None
+        if making.task == "analyze" and not making.analyses:
+            raise OptionError(
+                f'an arm with task = "analyze" needs analyses, and {cell.arm!r} names none, at {self.text.words(place)}; '
+                f"add for example analyses = {{ agreement = {{ seeds = 2 }} }} {suffix}"
+            )
         soft = making.task == "expert-score" or making.labels.kind != "hard" or making.trajectories
         if soft and making.expert not in scale.experts:
             raise OptionError(
