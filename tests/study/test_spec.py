@@ -129,6 +129,50 @@ def test_names_and_grids_are_checked_before_data_are_opened(old: str, new: str, 
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ('over = ["ipc"]', 'over = "ipc"', 'arms.hard.over (line 18 of study.toml): a list is wanted, got one value; write over = ["ipc"]'),
+        (
+            'over = ["ipc"]',
+            'over = ["ipc"]\nexperts = 0',
+            "arms.hard.experts (line 19 of study.toml): a list is wanted, got one value; write experts = [0]",
+        ),
+        (
+            "[arms.hard]",
+            "[[arms.hard]]",
+            "arms.hard[0] (line 17 of study.toml): one table is wanted, got a list of tables; write [arms.hard] with single brackets",
+        ),
+        (
+            "[scales.smoke.experts.main]",
+            "[[scales.smoke.experts.main]]",
+            "scales.smoke.experts.main[0] (line 39 of study.toml): one table is wanted, got a list of tables; write [scales.smoke.experts.main] with single",
+        ),
+        ("[[analyses]]", "[analyses]", "analyses (line 34 of study.toml): a list is wanted, got one table; write [[analyses]] with double brackets"),
+        (
+            'labels = { kind = "hard" }',
+            'labels = "hard"',
+            "arms.hard.labels (line 20 of study.toml): a table is wanted, got 'hard'; write one, such as { kind = ... }",
+        ),
+        (
+            "recipe = { steps = 20, lr = 0.1 }",
+            "recipe = 20",
+            "scales.smoke.recipe (line 48 of study.toml): a table is wanted, got 20; write recipe = { ... }",
+        ),
+    ],
+)
+def test_lists_and_tables_are_asked_for_as_a_file_has_them(old: str, new: str, sentence: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        Study.parse(SMALL.replace(old, new, 1))
+    assert str(refused.value).startswith(sentence)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(SMALL, encoding="utf-8-sig")
+    study = Study.load(tmp_path / "small.toml")
+    assert (study.file.name, study.content) == ("small", SMALL)
+
+
+@pytest.mark.parametrize(
     ("old", "new", "place"),
     [
         ("epoch = [1, 2]", "epoch = [2, true]", "arms.expert.at (line 9 of study.toml)"),

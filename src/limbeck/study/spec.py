@@ -1,6 +1,7 @@
 """`Study`: an experiment as data. A TOML file says what is asked, what is trained on which scale, and what would answer the question."""
 
 import itertools
+import json
 import math
 import re
 import tomllib
@@ -10,16 +11,19 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from limbeck.errors import DataError, OptionError, nearest
 from limbeck.study.kinds import ARM_KINDS
 from limbeck.study.options import OpenOptions
-from limbeck.study.places import Place, Text, problem
+from limbeck.study.places import Place, Text, problem, spell
 
 SCALES = ("smoke", "cpu", "paper")
 Scalar = int | float | str | bool
 _SLOT = re.compile(r"\{([\w-]+)\}")
+_ONE_TABLE = re.compile(
+    r"arms|arms\.[\w-]+(\.(labels|recipe|analyses|replay))?|scales|scales\.\w+(\.(open|data|recipe|axes|values|experts(\.[\w-]+)?))?"
+)
 
 
 class _Frozen(BaseModel):
@@ -27,12 +31,25 @@ class _Frozen(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, given: Any, info: Any) -> Any:
-        """Refuses true and false where a number is wanted: they would pass as 1 and 0."""
-        wanted = cls.model_fields[info.field_name].annotation
+    def _as_files_are_written(cls, given: Any, info: Any) -> Any:
+        """Refuses, in the words of a file, one value where a list is wanted, and true and false where a number is, for which they would pass as 1 and 0."""
+        name, wanted = info.field_name, cls.model_fields[info.field_name].annotation
+        origins = {get_origin(kind) for kind in _kinds(wanted)}
+        if tuple in origins and not isinstance(given, (list, tuple, type(None))):
+            remedy = f"[[{name}]] with double brackets" if isinstance(given, dict) else f"{name} = [{json.dumps(given, default=str)}]"
+            raise ValueError(f"a list is wanted, got one {'table' if isinstance(given, dict) else 'value'}; write {remedy}")
+        if dict in origins and not isinstance(given, (dict, type(None))):
+            raise ValueError(f"a table is wanted, got {given!r}; write {name} = {{ ... }}")
         truth = next((part for part in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(part, bool)), None)
         if truth is not None and _wants_number(wanted):
             raise ValueError(f"a number is wanted, got {str(truth).lower()}; write one")
+        return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_table(cls, given: Any) -> Any:
+        if not isinstance(given, (dict, cls)):
+            raise ValueError(f"a table is wanted, got {given!r}; write one, such as {{ {next(iter(cls.model_fields))} = ... }}")
         return given
 
 
@@ -220,7 +237,7 @@ class Study:
     def load(path: Path) -> "Study":
         """Reads and checks a study file. Raises `OptionError`, one sentence with the place in the file, or `DataError` when it cannot be read."""
         try:
-            content = Path(path).read_text(encoding="utf-8")
+            content = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"cannot read the study {str(path)!r}: {getattr(error, 'strerror', None) or error}; name a .toml file of studies/"
@@ -235,7 +252,7 @@ class Study:
             raw = tomllib.loads(content)
         except tomllib.TOMLDecodeError as error:
             raise OptionError(f"{name} is not TOML: {str(error)[:1].lower()}{str(error)[1:]}; mend that place") from None
-        _check_numbers(raw, text)
+        _check_values(raw, text)
         try:
             study = Study(StudyFile(**raw), text, content)
         except ValidationError as error:
@@ -397,11 +414,13 @@ class Study:
                 raise OptionError(f"{error} at {self.text.words((*place, 'at'))} {suffix}") from None
 
 
-def _check_numbers(given: Any, text: Text, place: Place = ()) -> None:
-    """Raises `OptionError`, with the place, for a number anywhere in a file that is not finite, or that TOML's 64 bits do not hold."""
+def _check_values(given: Any, text: Text, place: Place = ()) -> None:
+    """Raises `OptionError`, with the place, for a number anywhere in a file that is not finite, or that TOML's 64 bits do not hold, and for ``[[arms.soft]]``."""
     if isinstance(given, (dict, list)):
+        if isinstance(given, list) and _ONE_TABLE.fullmatch(spell(place)) and any(isinstance(part, dict) for part in given):
+            raise OptionError(f"{text.words((*place, 0))}: one table is wanted, got a list of tables; write [{spell(place)}] with single brackets")
         for key, part in given.items() if isinstance(given, dict) else enumerate(given):
-            _check_numbers(part, text, (*place, key))
+            _check_values(part, text, (*place, key))
     elif isinstance(given, float) and not math.isfinite(given):
         raise OptionError(f"{text.words(place)}: a number must be finite, got {given}; write another")
     elif isinstance(given, int) and not -(2**63) <= given < 2**63:
