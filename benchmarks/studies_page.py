@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from limbeck import store
 from limbeck.report.words import duration
 from limbeck.study.running import Run, open_run
 from limbeck.study.spec import Study
@@ -59,11 +60,17 @@ def record(folder: Path) -> None:
         owner = max((key for key in drawn if path.name.startswith(f"{key}-")), key=len)  # an id may begin as another does
         drawn[owner].append(path.name)
         shutil.copy(path, figures / path.name)
-    kept = {key: made[key] for key in ("study", "scale", "tasks", "claims")}
+    kept = {key: made[key] for key in ("study", "scale", "tasks", "claims")} | {"settings": _settings(run.study, run.scale)}
     kept |= {"figures": drawn, "titles": {key: value["title"] for key, value in made["analyses"].items()}, **_cost(run)}
     target = RECORDS / (group or "uses") / f"{name}-{made['scale']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _settings(study: Study, scale: str) -> str:
+    """A digest of what a study runs at a scale, without its words and claims: a record of other settings does not belong beside the file."""
+    arms = {name: arm.model_dump(mode="json", exclude={"note"}) for name, arm in study.file.arms.items()}
+    return store.digest_of({"arms": arms, "scale": study.file.scales[scale].model_dump(mode="json", exclude={"cost"})})
 
 
 def _cost(run: Run) -> dict[str, Any]:
@@ -126,7 +133,8 @@ def _natural(path: Path) -> list[str | int]:
 
 def _study(group: str, made: Mapping[str, Any], thoughts: Mapping[str, str]) -> list[str]:
     name = made["study"]
-    study = Study.load(ROOT / "studies" / f"{name}.toml").file
+    whole = Study.load(ROOT / "studies" / f"{name}.toml")
+    study = whole.file
     settings = study.scales[made["scale"]]
     claims = {claim.id: claim for claim in study.claims}
     cost = ", ".join(f"{kind} {duration(seconds)}" for kind, seconds in made["seconds"].items())
@@ -138,6 +146,7 @@ def _study(group: str, made: Mapping[str, Any], thoughts: Mapping[str, str]) -> 
         f"`limbeck study run studies/{name}.toml --scale {made['scale']}`: {settings.source}, {settings.model}, protocol {settings.protocol}, students of each "
         f"set: {settings.students} unless an arm says otherwise. Seconds of tasks, whenever they were made: {cost}.",
         "",
+        *([] if made.get("settings") == _settings(whole, made["scale"]) else ["**Measured with other settings than the file has now.**", ""]),
         "| claim | expected | measured | covers | verdict |",
         "|---|---|---|---|---|",
     ]
