@@ -1,15 +1,56 @@
+import json
 import resource
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from limbeck.errors import LimbeckError
 from limbeck.study.ledger import Ledger
 
+ROW: dict[str, Any] = {
+    "key": "a",
+    "kind": "set",
+    "settings": {},
+    "inputs": {"experts": ["b"]},
+    "measures": {},
+    "digests": {},
+    "files": [],
+    "facts": {},
+    "versions": {},
+    "machine": {},
+    "seconds": 1.0,
+    "finished": 2.0,
+}
+
+
+@pytest.mark.parametrize("name", sorted(ROW))
+@pytest.mark.parametrize("after", ["", '{"key'])
+def test_a_line_with_a_misspelled_key_is_named(tmp_path: Path, name: str, after: str) -> None:
+    whole, path = json.dumps(ROW) + "\n", tmp_path / "ledger.jsonl"
+    path.write_text(whole + whole.replace(f'"{name}"', f'"{name}z"') + after)
+    with pytest.raises(LimbeckError) as told:
+        Ledger(path)
+    assert str(told.value) == (
+        f"line 2 of '{path}' is damaged ({name}: field required); remove that line, and `limbeck study resume {tmp_path}` "
+        "writes it anew from the finished work in the cache"
+    )
+
+
+def test_a_line_with_a_foreign_value_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    for content, words in (
+        ({**ROW, "inputs": {"experts": 3}}, "inputs: experts: input should be a valid array, got 3"),
+        (3, "input should be an object, got 3"),
+    ):
+        path.write_text(json.dumps(content) + "\n")
+        with pytest.raises(LimbeckError, match=f"line 1 of .* is damaged \\({words}\\); remove"):
+            Ledger(path)
+
 
 def test_a_full_disk_is_one_sentence_and_loses_no_finished_row(tmp_path: Path) -> None:
-    rows = [{"key": f"{number}", "words": "x" * 900} for number in range(4)]
+    rows = [ROW | {"key": f"{number}", "facts": {"words": "x" * 700}} for number in range(4)]
 
     def write() -> None:
         with Ledger(tmp_path / "ledger") as ledger:

@@ -117,7 +117,7 @@ def test_a_torn_last_line_is_dropped_and_done_again(finished: Run, tmp_path: Pat
     assert path.read_bytes() == content
     damaged = content.splitlines(keepends=True)
     path.write_bytes(b"".join([damaged[0], damaged[1][:9] + b"\n", *damaged[2:]]))
-    with pytest.raises(LimbeckError, match=r"line 2 of .* is damaged; remove the line"):
+    with pytest.raises(LimbeckError, match=r"line 2 of .* is damaged \(invalid JSON: .*\); remove that line"):
         Ledger(path)
 
 
@@ -256,6 +256,32 @@ def test_a_refused_run_leaves_the_study_of_the_folder(finished: Run, tmp_path: P
         with pytest.raises(LimbeckError, match=refusal):
             run_study(Study.parse(small(students=3)), options(tmp_path, only=("arm=hard",)))
     assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"data": {}}, "data: train: field required"),
+        ({"scale": "huge"}, "scale: input should be 'smoke', 'cpu' or 'paper', got 'huge'"),
+        ({"threads": "x"}, "threads: input should be a valid integer, unable to parse string as an integer, got 'x'"),
+        ({"plans": {"expert": {"lanez": 1}}}, "plans: expert: lanez: extra inputs are not permitted, got 1"),
+        ("3", "input should be an object, got 3"),
+        ('{"study": "sm', "invalid JSON: EOF while parsing a string at line 1 column 13"),
+    ],
+)
+def test_damaged_settings_of_a_run_are_one_sentence(finished: Run, tmp_path: Path, content: Any, words: str) -> None:
+    shutil.copytree(finished.out, tmp_path / "out")
+    path = tmp_path / "out" / "run.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(json.loads(path.read_text()) | content))
+    before = path.read_bytes()
+    for verb in (open_run, lambda out: resume_study(out, ExecutionOptions()), lambda out: run_study(Study.parse(SMALL), options(tmp_path))):
+        with pytest.raises(DataError) as told:
+            verb(tmp_path / "out")
+        assert str(told.value) == (
+            f"'{path}' is damaged ({words}); remove it, and `limbeck study run {path.parent / 'study.toml'} --out {path.parent}`, "
+            "with the options that the run had, writes it anew and takes finished work from the cache"
+        )
+    assert path.read_bytes() == before
 
 
 def test_transforms_and_methods_that_optimize_make_sets(tmp_path: Path) -> None:

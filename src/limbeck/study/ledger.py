@@ -2,11 +2,14 @@
 
 import json
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from limbeck import store
 from limbeck.errors import LimbeckError
@@ -15,6 +18,23 @@ from limbeck.study.spec import Cell
 Row = dict[str, Any]
 #: What may differ between two runs that agree.
 VOLATILE = ("seconds", "finished", "machine")
+
+
+class _Line(BaseModel):
+    """What every line of a ledger has."""
+
+    key: str
+    kind: str
+    settings: dict[str, Any]
+    inputs: dict[str, list[str]]
+    measures: dict[str, Any]
+    digests: dict[str, Any]
+    files: list[str]
+    facts: dict[str, Any]
+    versions: dict[str, str]
+    machine: dict[str, str]
+    seconds: float
+    finished: float
 
 
 class Ledger:
@@ -126,8 +146,16 @@ def _for_pandas(columns: Mapping[str, Sequence[Any]]) -> dict[str, str]:
     return {"pandas": json.dumps({"columns": told, "index_columns": [], "column_indexes": []})}
 
 
+def fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a file that limbeck wrote itself: ``threads: input should be a valid integer, got 'x'``."""
+    found = error.errors()[0]
+    where = "".join(f"{part}: " for part in found["loc"])
+    got = "" if found["type"] in ("missing", "json_invalid") else f", got {reprlib.repr(found['input'])}"
+    return f"{where}{found['msg'][:1].lower()}{found['msg'][1:]}{got}"
+
+
 def _read(path: Path) -> tuple[dict[str, Row], int]:
-    """The whole rows and how many bytes they take. Raises `LimbeckError` for a damaged line that is not the last."""
+    """The whole rows and how many bytes they take. Raises `LimbeckError` for a damaged line, unless it is the last one and merely torn off."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -136,19 +164,21 @@ def _read(path: Path) -> tuple[dict[str, Row], int]:
     position = 0
     while position < len(content):
         end = content.find(b"\n", position)
+        line = content[position : end if end >= 0 else len(content)]
         try:
-            row = json.loads(content[position : end if end >= 0 else len(content)])
-            rows[row["key"]] = row
-        except (ValueError, KeyError, TypeError):
-            if end >= 0 and content[end + 1 :].strip():
-                line = content[:position].count(b"\n") + 1
-                raise LimbeckError(
-                    f"line {line} of {str(path)!r} is damaged; remove the line, and run the study again to do that task once more"
-                ) from None
-            return rows, position
+            _Line.model_validate_json(line)
+        except ValidationError as error:
+            if error.errors()[0]["type"] == "json_invalid" and (end < 0 or not content[end + 1 :].strip()):
+                return rows, position
+            number = content[:position].count(b"\n") + 1
+            raise LimbeckError(
+                f"line {number} of {str(path)!r} is damaged ({fault(error)}); remove that line, and `limbeck study resume {path.parent}` "
+                "writes it anew from the finished work in the cache"
+            ) from None
         if end < 0:  # whole, but perhaps not all of it reached the disk
-            rows.pop(row["key"])
             return rows, position
+        row = json.loads(line)
+        rows[row["key"]] = row
         position = end + 1
     return rows, position
 

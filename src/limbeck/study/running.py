@@ -1,14 +1,14 @@
 """Runs a study: opens the data, builds the graph, does what is not finished, writes the ledger. Also what `status`, `resume` and `report` need of a run's folder."""
 
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from limbeck import store
 from limbeck.errors import DataError, LimbeckError, OptionError
@@ -18,15 +18,35 @@ from limbeck.study.artefacts import Artefacts, Row
 from limbeck.study.claims import Verdict, decide
 from limbeck.study.executors import Executor, ExecutorOptions, make_executor
 from limbeck.study.graph import Builder, DataKey, Graph, Unit, select
-from limbeck.study.ledger import Ledger
+from limbeck.study.ledger import Ledger, fault
 from limbeck.study.pricing import Estimate, price
 from limbeck.study.setting import Setting
 from limbeck.study.spec import Study
 from limbeck.study.study_options import ExecutionOptions, StudyOptions
 from limbeck.study.tasks import Premises, check_facts, data_key
 from limbeck.study.view import View
+from limbeck.types.plan import ExecutionPlan
 
 STUDY, RUN, LEDGER, ROWS = "study.toml", "run.json", "ledger.jsonl", "rows.parquet"
+
+
+class Described(BaseModel):
+    """How a run was asked for and what it met, kept in its folder: a run that goes on reuses the plans."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    study: str
+    scale: Literal["smoke", "cpu", "paper"]
+    data: DataKey
+    plans: dict[str, ExecutionPlan]
+    device: str
+    threads: Annotated[int, Field(ge=1)]
+    store: str | None
+    only: tuple[str, ...] = ()
+
+    def built(self) -> dict[str, Any]:
+        """The plans as a `Builder` takes them."""
+        return {name: plan.model_dump() for name, plan in self.plans.items()}
 
 
 @dataclass(frozen=True)
@@ -109,17 +129,17 @@ def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) 
     scale, out = study.scale(options.scale), options.out or default_out(study, options.scale)
     artefacts = Artefacts.at(options.store)
     before = _read_run(out)
-    if before and (before["study"], before["scale"]) != (study.file.name, options.scale):
-        raise OptionError(f"{str(out)!r} holds a run of {before['study']!r} on scale {before['scale']!r}; choose another folder with --out")
+    if before and (before.study, before.scale) != (study.file.name, options.scale):
+        raise OptionError(f"{str(out)!r} holds a run of {before.study!r} on scale {before.scale!r}; choose another folder with --out")
     try:
         setting = Setting.open(scale.source, scale.open, scale.seed, reporter, pixels=scale.pixels)
     except LimbeckError as error:
         raise type(error)(f"{error}, at {study.text.words(('scales', options.scale, 'source'))}") from None
     check_facts(setting, scale.data, study.text.words(("scales", options.scale, "data")))
     data = data_key(setting, scale.pixels)
-    same = bool(before) and before["device"] == options.device and (options.threads is None or before["threads"] == options.threads)
-    threads = before["threads"] if same else options.threads or max(1, (os.cpu_count() or 1) // options.workers)
-    builder = Builder(study, options.scale, data, device=options.device, threads=threads, plans=before["plans"] if same else None)
+    same = before if before and before.device == options.device and options.threads in (None, before.threads) else None
+    threads = same.threads if same else options.threads or max(1, (os.cpu_count() or 1) // options.workers)
+    builder = Builder(study, options.scale, data, device=options.device, threads=threads, plans=same.built() if same else None)
     graph = builder.graph()
     _check_class_sizes(builder, graph, setting)
     units = graph.needed(select(graph.cells, options.only))
@@ -135,16 +155,16 @@ def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) 
     if options.executor == "ray" and not options.gpus and any(plan["device"].startswith("cuda") for plan in builder.plans.values()):
         raise OptionError("the tasks run on a GPU, but Ray was not told how much of one each may take; use --gpus 1, --gpus 0.25 or --device cpu")
     given = ExecutorOptions(options.executor, options.address, options.workers, options.gpus)
-    described = {
-        "study": study.file.name,
-        "scale": options.scale,
-        "data": vars(data),
-        "plans": builder.plans,
-        "device": options.device,
-        "threads": threads,
-        "store": options.store,
-        "only": list(options.only),
-    }
+    described = Described(
+        study=study.file.name,
+        scale=options.scale,
+        data=data,
+        plans=builder.plans,
+        device=options.device,
+        threads=threads,
+        store=options.store,
+        only=options.only,
+    )
     with Ledger(out / LEDGER) as ledger:
         if _read_run(out) != before:
             raise LimbeckError(f"another run wrote into {str(out)!r} while this one opened the data; run the study again")
@@ -153,7 +173,7 @@ def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) 
         with closing(make_executor(given, premises, artefacts, reporter, threads, todo)) if todo else nullcontext() as executor:
             # nothing refuses this run any more, so the folder becomes its own
             store.write_text(out / STUDY, study.content)
-            store.write_json(out / RUN, described)
+            store.write_json(out / RUN, described.model_dump(mode="json"))
             done = _execute(todo, executor, ledger, reporter, f"{study.file.name}, {options.scale}") if executor else 0
         run = Run(out, study, options.scale, graph, ledger, artefacts, data, done, reused)
         write_rows(run)
@@ -163,16 +183,15 @@ def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) 
 def resume_study(out: Path, options: ExecutionOptions, reporter: Reporter = SILENT) -> Run:
     """Goes on with a run in its folder, as it was last asked for: on the same scale, device and threads, and with the same cells alone."""
     study, before = _stored(out)
-    changes = {key: before[key] for key in ("scale", "device", "threads", "store")} | {"only": before.get("only", ())}
+    changes = before.model_dump(include={"scale", "device", "threads", "store", "only"})
     return run_study(study, StudyOptions(**options.model_dump(), **changes, out=out), reporter)
 
 
 def open_run(out: Path) -> Run:
     """What a run's folder holds; opens no data and does no work."""
     study, before = _stored(out)
-    data = DataKey(**before["data"])
-    builder = Builder(study, before["scale"], data, device=before["device"], threads=before["threads"], plans=before["plans"])
-    return Run(Path(out), study, before["scale"], builder.graph(), Ledger(Path(out) / LEDGER), Artefacts.at(before["store"]), data)
+    builder = Builder(study, before.scale, before.data, device=before.device, threads=before.threads, plans=before.built())
+    return Run(Path(out), study, before.scale, builder.graph(), Ledger(Path(out) / LEDGER), Artefacts.at(before.store), before.data)
 
 
 def write_rows(run: Run) -> None:
@@ -247,16 +266,24 @@ def _unfinished(units: Collection[Unit], graph: Graph, ledger: Ledger, artefacts
     return sorted(todo, key=lambda unit: order[unit[0].key])
 
 
-def _stored(out: Path) -> tuple[Study, dict[str, Any]]:
+def _stored(out: Path) -> tuple[Study, Described]:
     before = _read_run(out)
-    if not before or not (Path(out) / STUDY).is_file():
+    if before is None or not (Path(out) / STUDY).is_file():
         raise DataError(f"{str(out)!r} holds no run of a study; name the folder that `limbeck study run` printed")
     return Study.load(Path(out) / STUDY), before
 
 
-def _read_run(out: Path) -> dict[str, Any]:
+def _read_run(out: Path) -> Described | None:
+    """How a folder's run was asked for; None where there is none."""
+    path = Path(out) / RUN
     try:
-        before: dict[str, Any] = json.loads((Path(out) / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return before if {"study", "scale", "data", "plans", "device", "threads", "store"} <= set(before) else {}
+        return Described.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r}: {error.strerror or error}; check the path") from None
+    except ValidationError as error:
+        raise DataError(
+            f"{str(path)!r} is damaged ({fault(error)}); remove it, and `limbeck study run {Path(out) / STUDY} --out {out}`, with the options that the run had, "
+            "writes it anew and takes finished work from the cache"
+        ) from None
