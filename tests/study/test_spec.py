@@ -72,6 +72,11 @@ EDGE = {
         "arms.soft.labels.temperature (line 15 of study.toml): input should be a finite number, got 'inf' (scale 'smoke', cell ipc=1, epoch=1)",
     ),
     "ipc = 1 } }": ("ipc = 1 }, by = nan }", "claims[0].check.by (line 26 of study.toml): a number must be finite, got nan; write another"),
+    "ipc = 1 } }\n": (
+        "ipc = 1 }, by = true }\n",
+        "claims[0].check.by (line 26 of study.toml): input should be a valid number, got True",
+    ),
+    "above = 0.5 }": ('above = "inf" }', "claims[1].check.above (line 32 of study.toml): input should be a valid number, got 'inf'"),
     "students =": (
         f"seed = {10**400}\nstudents =",
         "scales.smoke.seed (line 49 of study.toml): a whole number must fit into 64 bits, got a longer one; write a smaller one",

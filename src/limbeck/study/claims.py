@@ -19,7 +19,7 @@ from limbeck.errors import OptionError, nearest
 from limbeck.registry import Registry
 from limbeck.study.pairing import Side, check_pairs, paired
 from limbeck.study.places import Place, problem
-from limbeck.study.spec import Claim, Scalar, Study, matching
+from limbeck.study.spec import Claim, Number, Scalar, Study, matching
 from limbeck.study.view import REPEATS, NotMeasured, Selector, View
 from limbeck.types.evaluation import Interval, nested_interval
 
@@ -114,7 +114,7 @@ class Greater(Check):
 
     left: Selector
     right: Selector
-    by: Annotated[float, Field(description="threshold of the difference")] = 0.0
+    by: Annotated[Number, Field(description="threshold of the difference")] = 0.0
 
     @property
     def pairs(self) -> tuple[Selector, ...]:
@@ -130,7 +130,7 @@ class Similar(Check):
 
     left: Selector
     right: Selector
-    within: Annotated[float, Field(gt=0, description="largest difference that counts as none")]
+    within: Annotated[Number, Field(gt=0, description="largest difference that counts as none")]
 
     @property
     def pairs(self) -> tuple[Selector, ...]:
@@ -146,8 +146,8 @@ class Similar(Check):
 class _Sided(Check):
     """Compared with a threshold on one side."""
 
-    above: float | None = None
-    below: float | None = None
+    above: Number | None = None
+    below: Number | None = None
 
     @model_validator(mode="after")
     def _one_side(self) -> "_Sided":
@@ -219,7 +219,7 @@ class Monotone(Check):
     of: Selector
     along: str
     direction: Literal["increases", "decreases"] = "increases"
-    slack: Annotated[float, Field(ge=0, description="a step back that does not count")] = 0.0
+    slack: Annotated[Number, Field(ge=0, description="a step back that does not count")] = 0.0
 
     def settings(self, view: View) -> list[tuple[str, Selector]]:
         values = view.along(self.of, self.along)
@@ -363,7 +363,7 @@ class _OfScalar(OfAnalysis):
 class Significant(_OfScalar):
     """A p-value at most `level`: holds, or is undecided, since a large p-value shows nothing."""
 
-    level: Annotated[float, Field(gt=0, lt=1, description="largest p-value that counts")] = 0.05
+    level: Annotated[Number, Field(gt=0, lt=1, description="largest p-value that counts")] = 0.05
 
     def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
         value = float(_quantity(measured, self.analysis, self.quantity, scalar=True).values)
@@ -440,7 +440,7 @@ class Factor(OfAnalysis):
 
     left: ScalarName
     right: ScalarName
-    within: Annotated[float, Field(gt=1, description="largest factor that counts as none")]
+    within: Annotated[Number, Field(gt=1, description="largest factor that counts as none")]
 
     @property
     def analyses(self) -> list[tuple[str, str]]:

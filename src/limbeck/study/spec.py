@@ -20,6 +20,8 @@ from limbeck.study.places import Place, Text, problem, spell
 
 SCALES = ("smoke", "cpu", "paper")
 Scalar = int | float | str | bool
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+"""A threshold: finite, and neither a text nor a truth value."""
 _SLOT = re.compile(r"\{([\w-]+)\}")
 _ONE_TABLE = re.compile(
     r"arms|arms\.[\w-]+(\.(labels|recipe|analyses|replay))?|scales|scales\.\w+(\.(open|data|recipe|axes|values|experts(\.[\w-]+)?))?"
