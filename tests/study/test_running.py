@@ -9,8 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.study.studies import SMALL, small
 
 from limbeck.errors import DataError, LimbeckError, OptionError
@@ -206,6 +208,24 @@ def test_data_that_are_not_as_stated_are_refused(tmp_path: Path) -> None:
     assert str(refused.value) == (
         "the source 'digits' has train = 1295, test = 359, but scales.smoke.data (line 45 of study.toml) states train = 1300, test = 360; "
         "correct the study"
+    )
+
+
+def test_data_that_changed_since_the_run_began_are_named_as_a_cause(tmp_path: Path) -> None:
+    names = [f"{label}/{number}.png" for label in ("left", "right") for number in range(10)]
+    for number, name in enumerate(names):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 12 * number, np.uint8)).save(tmp_path / "data" / name)
+    content = SMALL.replace('"digits"', f'"folder:{tmp_path / "data"}"').replace(
+        "classes = 10, train = 1295, test = 359", "classes = 2, train = 14, test = 4"
+    )
+    run_study(Study.parse(content), options(tmp_path, only=("arm=hard,ipc=1",)))
+    (tmp_path / "data" / names[0]).unlink()
+    with pytest.raises(DataError) as refused:
+        resume_study(tmp_path / "out", ExecutionOptions())
+    assert str(refused.value) == (
+        f"the source 'folder:{tmp_path / 'data'}' has train = 13, but scales.smoke.data (line 45 of study.toml) states train = 14; correct the study, "
+        f"or put back the files of the source, which are not those that the run in '{tmp_path / 'out'}' began with"
     )
 
 

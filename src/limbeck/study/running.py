@@ -135,8 +135,13 @@ def run_study(study: Study, options: StudyOptions, reporter: Reporter = SILENT) 
         setting = Setting.open(scale.source, scale.open, scale.seed, reporter, pixels=scale.pixels)
     except LimbeckError as error:
         raise type(error)(f"{error}, at {study.text.words(('scales', options.scale, 'source'))}") from None
-    check_facts(setting, scale.data, study.text.words(("scales", options.scale, "data")))
     data = data_key(setting, scale.pixels)
+    try:
+        check_facts(setting, scale.data, study.text.words(("scales", options.scale, "data")))
+    except DataError as error:
+        if before is None or before.data == data:
+            raise
+        raise DataError(f"{error}, or put back the files of the source, which are not those that the run in {str(out)!r} began with") from None
     same = before if before and before.device == options.device and options.threads in (None, before.threads) else None
     threads = same.threads if same else options.threads or max(1, (os.cpu_count() or 1) // options.workers)
     builder = Builder(study, options.scale, data, device=options.device, threads=threads, plans=same.built() if same else None)
