@@ -85,6 +85,18 @@ EDGE = {
         'task = "analyze"\nlabels = { kind = "hard"',
         "an arm with task = \"analyze\" needs analyses, and 'hard' names none, at arms.hard (line 17 of study.toml); add for example analyses = ",
     ),
+    'source = "digits"': (
+        'pixels = "normalise"\nsource = "digits"',
+        "unknown pixel space 'normalise'; did you mean 'normalize'? known: normalize, raw, zca-frepo, zca-kip, zca-mtt, at scales.smoke.pixels (line 44 ",
+    ),
+    'source = "digits"\n': (
+        'source = "digits"\nopen = { validation = 1.5 }\n',
+        "validation needs a fraction 0 <= f < 1 of train, got 1.5, at scales.smoke.open.validation (line 45 of study.toml); use 0.1",
+    ),
+    '"digits"\n': (
+        '"digits"\nopen = { size = "32by48" }\n',
+        "a size looks like 64 or 32x48 (height x width), got '32by48', at scales.smoke.open.size (line 45 of study.toml)",
+    ),
     "question =": ("question", "study.toml is not TOML: expected '=' after a key in a key/value pair (at line 3, column 10); mend that place"),
 }
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from limbeck.errors import DataError, OptionError, nearest
 from limbeck.study.kinds import ARM_KINDS
-from limbeck.study.options import OpenOptions
+from limbeck.study.options import OpenOptions, parse_size
 from limbeck.study.places import Place, Text, problem, spell
 
 SCALES = ("smoke", "cpu", "paper")
@@ -359,7 +359,20 @@ class Study:
         check_analyses(self)
 
     def _check_scale(self, name: str, scale: Scale) -> None:
+        from limbeck.data.pixels import PIXEL_SPACES  # imports torch
+
         words, place = self.text.words, ("scales", name)
+        try:
+            PIXEL_SPACES.check(scale.pixels)
+        except OptionError as error:
+            raise OptionError(f"{error}, at {words((*place, 'pixels'))}") from None
+        try:
+            parse_size(scale.open.size)
+        except OptionError as error:
+            raise OptionError(f"{error}, at {words((*place, 'open', 'size'))}") from None
+        if not 0 <= scale.open.validation < 1:
+            where = words((*place, "open", "validation"))
+            raise OptionError(f"validation needs a fraction 0 <= f < 1 of train, got {scale.open.validation:g}, at {where}; use 0.1")
         for arm in scale.arms or ():
             if arm not in self.file.arms:
                 raise OptionError(f"unknown arm {arm!r} at {words((*place, 'arms'))}; {nearest(arm, self.file.arms)}")
