@@ -1,6 +1,8 @@
 """One expert trained by several workers of a Ray cluster, each on its part of every batch (Ray Train's `TorchTrainer` starts them and their process group)."""
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,13 @@ def train_together(settings: Mapping[str, Any], work: Workplace) -> Trajectory:
         if words := lacking(ray, wanted):
             raise OptionError(f"an expert that several workers train together needs {words} here; use fewer workers in the study, or a Ray cluster")
     gpu = "GPU" in wanted
-    told = work.artefacts.file("ray-train", "")
+    told = work.artefacts.file("ray-train", "").resolve()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"settings": dict(settings), "premises": vars(work.premises), "told": str(told)},
+        train_loop_config={"settings": dict(settings), "premises": vars(work.premises), "told": str(told), "folder": os.getcwd()},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=settings["workers"], use_gpu=gpu),
-        run_config=RunConfig(storage_path=str(told.resolve())),
+        run_config=RunConfig(storage_path=str(told)),
     )
     try:
         trainer.fit()
@@ -68,6 +70,8 @@ def start(ray: Any, **given: Any) -> None:
 
 def _worker(given: dict[str, Any]) -> None:
     """What each worker does; the first one says under which key the expert lies."""
+    with suppress(OSError):  # Ray Train starts workers in a folder of its own; a source may be named from the study's, where this machine has it
+        os.chdir(given["folder"])
     premises = Premises(**given["premises"])
     work = Workplace(premises, Artefacts(Cache(Path(premises.cache)), premises.url))
     share = Share.of_process_group()
