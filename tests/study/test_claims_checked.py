@@ -81,11 +81,15 @@ def test_a_claim_that_cannot_be_decided_is_refused_with_its_place(check: str, se
 
 
 def test_one_claims_mistake_leaves_the_others_and_the_report(tmp_path: Path) -> None:
-    wrong = 'check = { kind = "measured", analysis = "students", quantity = "acuracy", above = 0 }'
+    sides = 'each = "epoch", left = { ipc = 4 }, right = { ipc = 1 }, compare = "difference"'
+    wrong = f'check = {{ kind = "entries", analysis = "students", quantity = "acuracy", {sides}, above = 0 }}'
     run = run_study(Study.parse(SMALL.replace(FIRST, wrong)), StudyOptions(out=tmp_path / "out", store=str(tmp_path / "store"), threads=1))
     verdicts = run.findings().verdicts
     assert verdicts["more-is-better"].answer == "undecided"
-    assert verdicts["more-is-better"].words == "cannot be decided: the analysis 'students' has no scalar 'acuracy'; it has none"
+    assert (
+        verdicts["more-is-better"].words
+        == "cannot be decided: the analysis 'students' has no quantity 'acuracy'; did you mean 'accuracy'? known: accuracy"
+    )
     assert "asked: above 50 %" in verdicts["trained"].words
     assert "cannot be decided" in write_study_report(run).read_text()
     # the table of measures is what the tasks write

@@ -1,13 +1,15 @@
+import inspect
 from pathlib import Path
 
 import pytest
 from tests.study.studies import SMALL
 
 from limbeck.errors import DataError, OptionError
+from limbeck.study.analyses import STUDY_ANALYSES
 from limbeck.study.claims import CHECKS
 from limbeck.study.graph import Builder, DataKey
 from limbeck.study.kinds import KINDS
-from limbeck.study.spec import Making, Scale, Study, moment
+from limbeck.study.spec import SCALARS, Making, Scale, Study, moment
 
 EDGE = {
     'over = ["ipc"]': ('ovr = ["ipc"]', "unknown key 'ovr' at arms.hard.ovr (line 18 of study.toml); did you mean 'over'? known: "),
@@ -244,6 +246,38 @@ def test_no_claim_rests_on_a_quantity_without_an_interval() -> None:
     assert str(refused.value).startswith(
         "'residual' of 'scaling' has no interval, so no claim can be decided from it, at claims[0].check.quantity (line "
     )
+
+
+@pytest.mark.parametrize(
+    ("check", "sentence"),
+    [
+        (
+            'kind = "measured", analysis = "law", quantity = "savings", above = 2',
+            "the analysis 'law' has no scalar 'savings', at claims[0].check.quantity (line 31 of study.toml); did you mean 'saving'? known: ",
+        ),
+        (
+            'kind = "significant", analysis = "students", quantity = "saving"',
+            "the analysis 'students' has no scalar 'saving', at claims[0].check.quantity (line 31 of study.toml); 'curves' has none: claim something about ",
+        ),
+        (
+            'kind = "factor", left = { analysis = "law", quantity = "saving" }, right = { analysis = "law", quantity = "accuracy" }, within = 2',
+            "the analysis 'law' has no scalar 'accuracy', at claims[0].check.right.quantity (line 31 of study.toml); known: exponent, residual, saving",
+        ),
+    ],
+)
+def test_a_claim_about_a_scalar_that_is_never_measured_is_refused(check: str, sentence: str) -> None:
+    law = '[[analyses]]\nname = "scaling"\nid = "law"\noptions = { title = "Law", hard = { arm = "hard" }, soft = [{ arm = "soft", epoch = 2 }] }\n\n'
+    content = SMALL.replace("[[claims]]", f'{law}[[claims]]\nid = "c"\nsentence = "s"\nexpected = "e"\ncheck = {{ {check} }}\n\n[[claims]]', 1)
+    with pytest.raises(OptionError) as refused:
+        Study.parse(content)
+    assert str(refused.value).startswith(sentence)
+
+
+def test_the_known_scalars_are_those_of_the_analyses() -> None:
+    for name, scalars in SCALARS.items():
+        source = inspect.getsource(STUDY_ANALYSES[name])
+        assert [scalar for scalar in scalars if f'"{scalar}"' not in source] == []
+        assert bool(scalars) == any(made in source for made in ("_scalar(", "_bounded(", "_exact("))
 
 
 def test_an_ensemble_has_every_expert_once() -> None:
