@@ -121,6 +121,7 @@ def test_a_mistake_is_one_sentence_with_its_place(old: str) -> None:
     ("old", "new", "sentence"),
     [
         ('protocol = "dc"', 'protocol = "dcc"', "unknown protocol 'dcc'; did you mean 'dc'?"),
+        ("lr = 0.1", "lr = true", "scales.smoke.recipe.lr (line 48 of study.toml): a number is wanted, got true; write one"),
         ("lr = 0.1", "lrr = 0.1", "unknown key 'lrr' at scales.smoke.recipe.lrr (line 48 of study.toml); did you mean 'lr'?"),
         (
             'labels = { kind = "soft" }',

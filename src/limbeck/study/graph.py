@@ -20,7 +20,7 @@ from limbeck.models import parse_model
 from limbeck.study.distill import protocol_for, suited_method
 from limbeck.study.kinds import ARM_KINDS, KINDS
 from limbeck.study.places import Place, problem
-from limbeck.study.spec import Cell, Scale, Study, matching
+from limbeck.study.spec import Cell, Scale, Study, matching, wants_number
 from limbeck.train.network import Network
 from limbeck.train.plan import plan_for
 from limbeck.types.plan import ExecutionPlan
@@ -257,6 +257,9 @@ class Builder:
         return ExecutionPlan(**self.plans[name])
 
     def _changed(self, recipe: Recipe, changes: Mapping[str, Any], place: Place) -> Recipe:
+        for name, value in changes.items():
+            if isinstance(value, bool) and name in Recipe.model_fields and wants_number(Recipe.model_fields[name].annotation):
+                raise _Placed(f"{self.study.text.words((*place, name))}: a number is wanted, got {str(value).lower()}; write one")
         try:
             return recipe.with_(**changes)
         except ValidationError as error:

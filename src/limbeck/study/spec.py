@@ -55,7 +55,7 @@ class _Frozen(BaseModel):
         if dict in origins and not isinstance(given, (dict, type(None))):
             raise ValueError(f"a table is wanted, got {given!r}; write {name} = {{ ... }}")
         truth = next((part for part in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(part, bool)), None)
-        if truth is not None and _wants_number(wanted):
+        if truth is not None and wants_number(wanted):
             raise ValueError(f"a number is wanted, got {str(truth).lower()}; write one")
         return given
 
@@ -72,10 +72,10 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
-def _wants_number(annotation: Any) -> bool:
+def wants_number(annotation: Any) -> bool:
     """Whether a field takes a number, or a list of numbers, and no truth value."""
     kinds = _kinds(annotation)
-    return bool not in kinds and any(kind in (int, float) or (get_origin(kind) is tuple and _wants_number(get_args(kind)[0])) for kind in kinds)
+    return bool not in kinds and any(kind in (int, float) or (get_origin(kind) is tuple and wants_number(get_args(kind)[0])) for kind in kinds)
 
 
 class DataFacts(_Frozen):
