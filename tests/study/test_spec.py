@@ -9,7 +9,7 @@ from limbeck.study.analyses import STUDY_ANALYSES
 from limbeck.study.claims import CHECKS
 from limbeck.study.graph import Builder, DataKey
 from limbeck.study.kinds import KINDS
-from limbeck.study.spec import SCALARS, Making, Scale, Study, moment
+from limbeck.study.spec import Making, Scale, Study, moment
 
 EDGE = {
     'over = ["ipc"]': ('ovr = ["ipc"]', "unknown key 'ovr' at arms.hard.ovr (line 18 of study.toml); did you mean 'over'? known: "),
@@ -275,10 +275,15 @@ def test_a_claim_about_a_scalar_that_is_never_measured_is_refused(check: str, se
 
 
 def test_the_known_scalars_are_those_of_the_analyses() -> None:
-    for name, scalars in SCALARS.items():
-        source = inspect.getsource(STUDY_ANALYSES[name])
-        assert [scalar for scalar in scalars if f'"{scalar}"' not in source] == []
-        assert bool(scalars) == any(made in source for made in ("_scalar(", "_bounded(", "_exact("))
+    named = 0
+    for name in STUDY_ANALYSES:
+        source, options = inspect.getsource(STUDY_ANALYSES[name]), inspect.signature(STUDY_ANALYSES[name]).parameters["options"].annotation
+        if options.scalars is not None:
+            named += 1
+            assert [scalar for scalar in options.scalars if f'"{scalar}"' not in source] == []
+            assert bool(options.scalars) == any(made in source for made in ("_scalar(", "_bounded(", "_exact("))
+            assert set(options.bare) <= set(options.scalars)
+    assert named == 9
 
 
 def test_an_ensemble_has_every_expert_once() -> None:

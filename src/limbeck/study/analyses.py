@@ -48,10 +48,12 @@ Made = tuple[Measurement, tuple[Plot, ...]]
 
 
 class StudyAnalysisOptions(BaseModel):
-    """Options of an analysis of a study. `bare` names the scalars of its measurement that have no interval, which no claim can be decided from; `drawn` pairs
-    every field that holds selectors with one that names an axis along which their cells are drawn."""
+    """Options of an analysis of a study. `scalars` names the numbers without axes in its measurement, unless options or data decide their names; `bare` those of
+    them that have no interval, which no claim can be decided from; `drawn` pairs every field that holds selectors with one that names an axis along which their
+    cells are drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    scalars: ClassVar[tuple[str, ...] | None] = None
     bare: ClassVar[tuple[str, ...]] = ()
     drawn: ClassVar[tuple[tuple[str, str], ...]] = ()
 
@@ -62,6 +64,7 @@ class StudyAnalysisOptions(BaseModel):
 class CurvesOptions(StudyAnalysisOptions):
     """A measure along an axis."""
 
+    scalars = ()
     drawn = (("of", "x"), ("of", "color"), ("of", "panel"))
 
     of: Annotated[Selector, Field(description="the arm, its measure, and values of axes that are not drawn")]
@@ -85,6 +88,8 @@ class Named(Selector):
 
 class TableOptions(StudyAnalysisOptions):
     """Cells beside each other."""
+
+    scalars = ()
 
     rows: Annotated[tuple[Named, ...], Field(min_length=1, description="selectors, each with a name")]
     unit: Annotated[str, Field(description="unit of the measure")] = ""
@@ -170,11 +175,24 @@ def check_analyses(study: Study) -> None:
                 if (axis := getattr(options, key)) is not None:
                     _check_drawn(study, scale, getattr(options, field), axis, (*place, "options", key))
         for claim_number, claim in enumerate(study.file.claims):
-            if claim.check.get("kind") == "measured" and claim.check.get("analysis") == entry.id and claim.check.get("quantity") in options.bare:
-                raise OptionError(
-                    f"{claim.check['quantity']!r} of {entry.name!r} has no interval, so no claim can be decided from it, at "
-                    f"{study.text.words(('claims', claim_number, 'check', 'quantity'))}; claim something about another of its quantities"
-                )
+            for side in _ABOUT.get(claim.check["kind"], ()):
+                given = claim.check[side[0]] if side else claim.check
+                if given["analysis"] == entry.id:
+                    _check_scalar(options, entry, given["quantity"], study.text.words(("claims", claim_number, "check", *side, "quantity")))
+
+
+#: Where a check that is about scalars of analyses names them.
+_ABOUT: dict[str, tuple[tuple[str, ...], ...]] = {"measured": ((),), "significant": ((),), "factor": (("left",), ("right",))}
+
+
+def _check_scalar(options: StudyAnalysisOptions, entry: AnalysisEntry, quantity: str, where: str) -> None:
+    if options.scalars is not None and quantity not in options.scalars:
+        hint = nearest(quantity, options.scalars) if options.scalars else f"{entry.name!r} has none: claim something about cells, by selectors"
+        raise OptionError(f"the analysis {entry.id!r} has no scalar {quantity!r}, at {where}; {hint}")
+    if quantity in options.bare:
+        raise OptionError(
+            f"{quantity!r} of {entry.name!r} has no interval, so no claim can be decided from it, at {where}; claim something about another of its quantities"
+        )
 
 
 def _check_drawn(study: Study, scale: str, given: Selector | tuple[Selector, ...], axis: str, place: Place) -> None:

@@ -23,6 +23,8 @@ _NO_REPEATS = "nothing: it is arithmetic"
 class BreakEvenOptions(StudyAnalysisOptions):
     """What making a set costs, against what training on it saves."""
 
+    scalars = ("making", "break even", "times cheaper")
+
     small: Annotated[Selector, Field(description="networks trained on the set, along `over`")]
     full: Annotated[Selector, Field(description="the same networks trained on all data, along `over`")]
     over: Annotated[str, Field(description="axis of the networks")] = "arch"

@@ -89,6 +89,7 @@ def _losses(part: np.ndarray, base: np.ndarray) -> np.ndarray:
 class ScalingOptions(StudyAnalysisOptions):
     """The data-knowledge scaling law."""
 
+    scalars = ("saving", "exponent", "residual")
     bare = ("residual",)
     drawn = (("hard", "x"), ("soft", "x"))
 
@@ -323,6 +324,7 @@ def label_distance(view: View, options: LabelDistanceOptions, artefacts: Artefac
 class ClassStructureOptions(StudyAnalysisOptions):
     """Which classes labels take for each other."""
 
+    scalars = ("mass on related classes", "under an even spread", "times an even spread")
     bare = ("under an even spread",)
 
     of: Annotated[Selector, Field(description="sets whose labels are averaged class by class, of one setting")]
@@ -362,6 +364,7 @@ def class_structure(view: View, options: ClassStructureOptions, artefacts: Artef
 class LabelProfileOptions(StudyAnalysisOptions):
     """Labels of some images while the expert trains."""
 
+    scalars = ("top class changed", "entropy at the first")
     drawn = (("of", "over"),)
 
     of: Annotated[Selector, Field(description="sets of the same images, along `over`")]
@@ -416,6 +419,7 @@ def label_profile(view: View, options: LabelProfileOptions, artefacts: Artefacts
 class SeedSpreadOptions(StudyAnalysisOptions):
     """How far results of different seeds lie apart."""
 
+    scalars = ("largest spread",)
     drawn = (("of", "x"),)
 
     of: Annotated[Selector, Field(description="an arm with several draws, or several experts, along `x`")]
@@ -464,6 +468,7 @@ def seed_spread(view: View, options: SeedSpreadOptions, artefacts: Artefacts) ->
 class VersusOptions(StudyAnalysisOptions):
     """Two ways to get experts, compared at equal accuracy of the expert."""
 
+    scalars = ("gap", "best gap")
     drawn = (
         ("first_expert", "first_over"),
         ("first_students", "first_over"),

@@ -18,6 +18,8 @@ from limbeck.types.measurement import Measurement
 class GroupsSeenOptions(StudyAnalysisOptions):
     """Accuracy along the groups."""
 
+    scalars = ()
+
     rows: Annotated[tuple[Named, ...], Field(min_length=1, description='selectors of arms with task = "replay", each with a name')]
     each: Annotated[Literal["after", "on group"], Field(description="after each group on all classes seen, or in the end on each group")] = "after"
 

@@ -22,18 +22,6 @@ SCALES = ("smoke", "cpu", "paper")
 Scalar = int | float | str | bool
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A threshold: finite, and neither a text nor a truth value."""
-#: The numbers without axes in the measurement of each study analysis whose options and data do not decide their names.
-SCALARS: dict[str, tuple[str, ...]] = {
-    "curves": (),
-    "table": (),
-    "groups-seen": (),
-    "scaling": ("saving", "exponent", "residual"),
-    "class-structure": ("mass on related classes", "under an even spread", "times an even spread"),
-    "label-profile": ("top class changed", "entropy at the first"),
-    "seed-spread": ("largest spread",),
-    "versus": ("gap", "best gap"),
-    "break-even": ("making", "break even", "times cheaper"),
-}
 _SLOT = re.compile(r"\{([\w-]+)\}")
 _ONE_TABLE = re.compile(
     r"arms|arms\.[\w-]+(\.(labels|recipe|analyses|replay))?|scales|scales\.\w+(\.(open|data|recipe|axes|values|experts(\.[\w-]+)?))?"
@@ -369,20 +357,6 @@ class Study:
 
         check_claims(self)
         check_analyses(self)
-        self._check_scalars()
-
-    def _check_scalars(self) -> None:
-        """Raises `OptionError` for a claim about a scalar that its analysis never has."""
-        names = {entry.id: entry.name for entry in self.file.analyses}
-        for number, claim in enumerate(self.file.claims):
-            for side in {"measured": ((),), "significant": ((),), "factor": (("left",), ("right",))}.get(claim.check["kind"], ()):
-                given = claim.check[side[0]] if side else claim.check
-                analysis, quantity = names[given["analysis"]], given["quantity"]
-                known = SCALARS.get(analysis)
-                if known is not None and quantity not in known:
-                    where = self.text.words(("claims", number, "check", *side, "quantity"))
-                    hint = nearest(quantity, known) if known else f"{analysis!r} has none: claim something about cells, by selectors"
-                    raise OptionError(f"the analysis {given['analysis']!r} has no scalar {quantity!r}, at {where}; {hint}")
 
     def _check_scale(self, name: str, scale: Scale) -> None:
         from limbeck.data.pixels import PIXEL_SPACES  # imports torch
