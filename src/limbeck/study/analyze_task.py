@@ -27,8 +27,6 @@ class AnalyzeTask:
     def of_cell(builder: Builder, cell: Cell) -> str:
         """The measurements of a cell, and its set."""
         making = cell.making
-        if not making.analyses:
-            raise OptionError('an arm with task = "analyze" needs analyses, for example analyses = { agreement = { seeds = 2 } }')
         protocol, recipe = builder.protocol(cell)
         network = builder.network(making.model)
         analyses = {name: configured(name, options) for name, options in making.analyses.items()}
