@@ -49,6 +49,17 @@ def test_a_line_with_a_foreign_value_is_named(tmp_path: Path) -> None:
             Ledger(path)
 
 
+def test_a_digit_that_flipped_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path) as ledger:
+        ledger.add({**ROW, "measures": {"accuracy": [0.4567, None], "steps": {1: 2, 10: 3}}})
+    assert Ledger(path).rows["a"]["measures"]["accuracy"] == [0.4567, None]
+    assert set(Ledger(path).rows["a"]) == set(ROW)
+    path.write_text(path.read_text().replace("0.4567", "0.9567"))
+    with pytest.raises(LimbeckError, match=r"line 1 of .* is damaged \(it does not fit its digest\); remove"):
+        Ledger(path)
+
+
 def test_a_full_disk_is_one_sentence_and_loses_no_finished_row(tmp_path: Path) -> None:
     rows = [ROW | {"key": f"{number}", "facts": {"words": "x" * 700}} for number in range(4)]
 

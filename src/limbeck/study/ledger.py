@@ -21,7 +21,7 @@ VOLATILE = ("seconds", "finished", "machine")
 
 
 class _Line(BaseModel):
-    """What every line of a ledger has."""
+    """What every line of a ledger has; newer ones have a digest of the rest too."""
 
     key: str
     kind: str
@@ -78,7 +78,7 @@ class Ledger:
         if row["key"] in self._rows:
             return
         try:
-            self._file.write((store.canonical_json(row) + "\n").encode())
+            self._file.write((store.canonical_json({**row, "digest": _digest(row)}) + "\n").encode())
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -165,22 +165,32 @@ def _read(path: Path) -> tuple[dict[str, Row], int]:
     while position < len(content):
         end = content.find(b"\n", position)
         line = content[position : end if end >= 0 else len(content)]
+        wrong, row = "", {}
         try:
             _Line.model_validate_json(line)
+            row = json.loads(line)
+            if row.pop("digest", None) not in (None, _digest(row)):
+                wrong = "it does not fit its digest"
         except ValidationError as error:
             if error.errors()[0]["type"] == "json_invalid" and (end < 0 or not content[end + 1 :].strip()):
                 return rows, position
+            wrong = fault(error)
+        if wrong:
             number = content[:position].count(b"\n") + 1
             raise LimbeckError(
-                f"line {number} of {str(path)!r} is damaged ({fault(error)}); remove that line, and `limbeck study resume {path.parent}` "
+                f"line {number} of {str(path)!r} is damaged ({wrong}); remove that line, and `limbeck study resume {path.parent}` "
                 "writes it anew from the finished work in the cache"
-            ) from None
+            )
         if end < 0:  # whole, but perhaps not all of it reached the disk
             return rows, position
-        row = json.loads(line)
         rows[row["key"]] = row
         position = end + 1
     return rows, position
+
+
+def _digest(row: Row) -> str:
+    """Of a row as it is read back."""
+    return store.digest_of(json.loads(store.canonical_json(row)))
 
 
 def _lock(file: Any) -> bool:
