@@ -168,13 +168,13 @@ PARTS = {"in-process": again, "killed": stopped, "ray": distributed}
 def main(arguments: Sequence[str]) -> None:
     """Measures the parts asked for, and puts each into the result file with the machine's load at its end."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], help="all of them, unless named")
     parser.add_argument("--study", type=Path, default=Path("studies/label-worth/figure-2.toml"))
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--scale", choices=["smoke", "cpu", "paper"], default="smoke")
     given = parser.parse_args(arguments)
     case = Case(given.study, given.scale, given.kills)
-    for name in given.parts:
+    for name in given.parts or PARTS:
         with tempfile.TemporaryDirectory() as folder:
             part = PARTS[name](case, Path(folder))
         part["machine"] = (
