@@ -1,5 +1,7 @@
 """A study of seconds: softmax regression on digits, one expert of two epochs."""
 
+from typing import Any
+
 SMALL = """name = "small"
 title = "A small study"
 question = "Does it run?"
@@ -57,3 +59,20 @@ cost = "seconds"
 def small(students: int) -> str:
     """The study with another number of students."""
     return SMALL.replace("students = 2", f"students = {students}")
+
+
+#: A row of a finished task.
+ROW: dict[str, Any] = {
+    "key": "a",
+    "kind": "set",
+    "settings": {},
+    "inputs": {"experts": ["b"]},
+    "measures": {},
+    "digests": {},
+    "files": [],
+    "facts": {},
+    "versions": {},
+    "machine": {},
+    "seconds": 1.0,
+    "finished": 2.0,
+}

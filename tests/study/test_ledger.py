@@ -2,27 +2,12 @@ import json
 import resource
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.study.studies import ROW
 
 from limbeck.errors import LimbeckError
 from limbeck.study.ledger import Ledger
-
-ROW: dict[str, Any] = {
-    "key": "a",
-    "kind": "set",
-    "settings": {},
-    "inputs": {"experts": ["b"]},
-    "measures": {},
-    "digests": {},
-    "files": [],
-    "facts": {},
-    "versions": {},
-    "machine": {},
-    "seconds": 1.0,
-    "finished": 2.0,
-}
 
 
 @pytest.mark.parametrize("name", sorted(ROW))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.study.studies import SMALL, small
+from tests.study.studies import ROW, SMALL, small
 
 from limbeck.errors import DataError, LimbeckError, OptionError
 from limbeck.study.artefacts import Artefacts
@@ -66,6 +66,16 @@ def test_another_study_takes_tasks_that_it_shares(finished: Run, tmp_path: Path)
     assert run.counts() == {"expert": (1, 1), "expert-score": (2, 2), "set": (9, 9), "evaluate": (9, 9)}
     assert run.done == 6
     assert set(finished.ledger.rows) < set(run.ledger.rows)
+
+
+@pytest.mark.parametrize("damage", [('"measures"', '"measurez"'), ('"digest":"', '"digest":"0')])
+def test_a_task_whose_row_in_the_cache_is_damaged_is_done_again(finished: Run, tmp_path: Path, damage: tuple[str, str]) -> None:
+    shutil.copytree(finished.artefacts.cache.root, tmp_path / "store")
+    key = next(key for key, row in finished.ledger.rows.items() if row["kind"] == "evaluate")
+    path = tmp_path / "store" / "study" / f"{key}.json"
+    path.write_text(path.read_text().replace(*damage))
+    run = run_study(Study.parse(SMALL), options(tmp_path))
+    assert (run.done, run.ledger.canonical()) == (1, finished.ledger.canonical())
 
 
 def test_only_runs_what_the_cells_need(tmp_path: Path) -> None:
@@ -333,7 +343,7 @@ def test_results_can_lie_behind_a_url(tmp_path: Path) -> None:
 
     url = f"file://{tmp_path / 'far'}"
     here, there = Artefacts(Cache(tmp_path / "here"), url), Artefacts(Cache(tmp_path / "there"), url)
-    row: dict[str, Any] = {"key": "k", "kind": "set", "files": ["study/k.bin"]}
+    row = ROW | {"key": "k", "files": ["study/k.bin"]}
     (tmp_path / "here" / "study").mkdir(parents=True)
     (tmp_path / "here" / "study" / "k.bin").write_bytes(b"set")
     assert there.find("k") is None

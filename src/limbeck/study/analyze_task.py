@@ -9,8 +9,9 @@ from limbeck.analyze.subject import Analysis, NotApplicable, Size, Subject
 from limbeck.errors import OptionError
 from limbeck.streams import Streams
 from limbeck.study.analyzing import configured, make_subject, measure, options_of
-from limbeck.study.artefacts import Artefacts, Row
+from limbeck.study.artefacts import Artefacts
 from limbeck.study.graph import Builder, Task, Unit
+from limbeck.study.rows import Row
 from limbeck.study.spec import Cell, DataFacts
 from limbeck.study.tasks import Outcome, Price, SetTask, Workplace, flops_of, labeler_of_set
 from limbeck.types.measurement import Measurement

@@ -1,6 +1,5 @@
 """Where finished tasks keep their results: a row of plain facts and the files that it names, under the task's key, in the cache or behind a URL as well."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from limbeck import store
 from limbeck.cache import Cache
 from limbeck.errors import LimbeckError, OptionError
 from limbeck.experts.trajectory import Trajectory, find_trajectory
+from limbeck.study.rows import Damaged, Row, decode, encode
 from limbeck.types.distilled import DistilledDataset
 
 ROOM = "study"
-Row = dict[str, Any]
 
 
 class Artefacts:
@@ -44,7 +43,7 @@ class Artefacts:
 
     def keep(self, row: Row) -> None:
         """Keeps the row of a finished task; its files must have been written below the cache's root."""
-        store.write_json(self.cache.root / _name(row["key"]), row)
+        store.write_text(self.cache.root / _name(row["key"]), encode(row))
         if self._files is not None:
             for file in (*row["files"], _name(row["key"])):
                 self._send(file)
@@ -80,11 +79,11 @@ class Artefacts:
         return store.load(self.cache.root / row["files"][0], SCORES)[1]
 
     def _read(self, key: str) -> Row | None:
+        """The row of a key; None where there is none, or a damaged one, whose task is done again."""
         try:
-            row: Row = json.loads((self.cache.root / _name(key)).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return decode((self.cache.root / _name(key)).read_bytes())
+        except (OSError, Damaged):
             return None
-        return row
 
     def _fetch(self, name: str) -> bool:
         files, source = self._files, f"{self.url}/{name}"

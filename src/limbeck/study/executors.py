@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from limbeck.progress import Reporter, Tick
-from limbeck.study.artefacts import Artefacts, Row
+from limbeck.study.artefacts import Artefacts
 from limbeck.study.graph import Unit
+from limbeck.study.rows import Row
 from limbeck.study.tasks import Premises, Workplace, run_unit
 
 

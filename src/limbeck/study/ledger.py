@@ -2,39 +2,19 @@
 
 import json
 import os
-import reprlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
 from limbeck import store
 from limbeck.errors import LimbeckError
+from limbeck.study.rows import Damaged, Row, decode, encode
 from limbeck.study.spec import Cell
 
-Row = dict[str, Any]
 #: What may differ between two runs that agree.
 VOLATILE = ("seconds", "finished", "machine")
-
-
-class _Line(BaseModel):
-    """What every line of a ledger has; newer ones have a digest of the rest too."""
-
-    key: str
-    kind: str
-    settings: dict[str, Any]
-    inputs: dict[str, list[str]]
-    measures: dict[str, Any]
-    digests: dict[str, Any]
-    files: list[str]
-    facts: dict[str, Any]
-    versions: dict[str, str]
-    machine: dict[str, str]
-    seconds: float
-    finished: float
 
 
 class Ledger:
@@ -78,7 +58,7 @@ class Ledger:
         if row["key"] in self._rows:
             return
         try:
-            self._file.write((store.canonical_json({**row, "digest": _digest(row)}) + "\n").encode())
+            self._file.write((encode(row) + "\n").encode())
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -146,14 +126,6 @@ def _for_pandas(columns: Mapping[str, Sequence[Any]]) -> dict[str, str]:
     return {"pandas": json.dumps({"columns": told, "index_columns": [], "column_indexes": []})}
 
 
-def fault(error: ValidationError) -> str:
-    """The first thing that is wrong with a file that limbeck wrote itself: ``threads: input should be a valid integer, got 'x'``."""
-    found = error.errors()[0]
-    where = "".join(f"{part}: " for part in found["loc"])
-    got = "" if found["type"] in ("missing", "json_invalid") else f", got {reprlib.repr(found['input'])}"
-    return f"{where}{found['msg'][:1].lower()}{found['msg'][1:]}{got}"
-
-
 def _read(path: Path) -> tuple[dict[str, Row], int]:
     """The whole rows and how many bytes they take. Raises `LimbeckError` for a damaged line, unless it is the last one and merely torn off."""
     try:
@@ -165,32 +137,21 @@ def _read(path: Path) -> tuple[dict[str, Row], int]:
     while position < len(content):
         end = content.find(b"\n", position)
         line = content[position : end if end >= 0 else len(content)]
-        wrong, row = "", {}
         try:
-            _Line.model_validate_json(line)
-            row = json.loads(line)
-            if row.pop("digest", None) not in (None, _digest(row)):
-                wrong = "it does not fit its digest"
-        except ValidationError as error:
-            if error.errors()[0]["type"] == "json_invalid" and (end < 0 or not content[end + 1 :].strip()):
+            row = decode(line)
+        except Damaged as damage:
+            if damage.torn and (end < 0 or not content[end + 1 :].strip()):
                 return rows, position
-            wrong = fault(error)
-        if wrong:
             number = content[:position].count(b"\n") + 1
             raise LimbeckError(
-                f"line {number} of {str(path)!r} is damaged ({wrong}); remove that line, and `limbeck study resume {path.parent}` "
+                f"line {number} of {str(path)!r} is damaged ({damage}); remove that line, and `limbeck study resume {path.parent}` "
                 "writes it anew from the finished work in the cache"
-            )
+            ) from None
         if end < 0:  # whole, but perhaps not all of it reached the disk
             return rows, position
         rows[row["key"]] = row
         position = end + 1
     return rows, position
-
-
-def _digest(row: Row) -> str:
-    """Of a row as it is read back."""
-    return store.digest_of(json.loads(store.canonical_json(row)))
 
 
 def _lock(file: Any) -> bool:

@@ -8,10 +8,11 @@ from typing import Any
 from limbeck.cache import Cache
 from limbeck.errors import LimbeckError, OptionError
 from limbeck.progress import Reporter
-from limbeck.study.artefacts import Artefacts, Row
+from limbeck.study.artefacts import Artefacts
 from limbeck.study.executors import ExecutorOptions
 from limbeck.study.graph import Task, Unit
 from limbeck.study.ray_training import lacking, needs, start
+from limbeck.study.rows import Row
 from limbeck.study.tasks import Premises, Workplace, run_unit
 
 _RETRIES = 5

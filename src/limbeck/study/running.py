@@ -14,12 +14,13 @@ from limbeck import store
 from limbeck.errors import DataError, LimbeckError, OptionError
 from limbeck.progress import SILENT, Reporter
 from limbeck.study.analyses import Made, analyze
-from limbeck.study.artefacts import Artefacts, Row
+from limbeck.study.artefacts import Artefacts
 from limbeck.study.claims import Verdict, decide
 from limbeck.study.executors import Executor, ExecutorOptions, make_executor
 from limbeck.study.graph import Builder, DataKey, Graph, Unit, select
-from limbeck.study.ledger import Ledger, fault
+from limbeck.study.ledger import Ledger
 from limbeck.study.pricing import Estimate, price
+from limbeck.study.rows import Row, fault
 from limbeck.study.setting import Setting
 from limbeck.study.spec import Study
 from limbeck.study.study_options import ExecutionOptions, StudyOptions

@@ -28,10 +28,11 @@ from limbeck.methods.problem import Problem
 from limbeck.models import parse_model
 from limbeck.progress import SILENT, Reporter
 from limbeck.streams import Streams
-from limbeck.study.artefacts import SCORES, Artefacts, Row
+from limbeck.study.artefacts import SCORES, Artefacts
 from limbeck.study.experts import label_default, uses_labeler
 from limbeck.study.graph import Builder, DataKey, Task, Unit
 from limbeck.study.options import OpenOptions
+from limbeck.study.rows import Row
 from limbeck.study.setting import Setting
 from limbeck.study.spec import Cell, DataFacts, Making, moment
 from limbeck.train.network import Network
