@@ -157,6 +157,8 @@ def options_of(entry: AnalysisEntry) -> Any:
 
 def check_analyses(study: Study) -> None:
     """Checks every analysis of a study, with the place in the file."""
+    from limbeck.study.claims import check_selector, parse_check
+
     for number, entry in enumerate(study.file.analyses):
         place: Place = ("analyses", number)
         try:
@@ -166,8 +168,6 @@ def check_analyses(study: Study) -> None:
             raise problem(error, model, study.text, (*place, "options")) from None
         except OptionError as error:
             raise OptionError(f"{error}, at {study.text.words((*place, 'name'))}") from None
-        from limbeck.study.claims import check_selector
-
         for scale in entry.scales or study.file.scales:
             for selector in _selectors(options):
                 check_selector(study, scale, selector, (*place, "options"))
@@ -175,14 +175,9 @@ def check_analyses(study: Study) -> None:
                 if (axis := getattr(options, key)) is not None:
                     _check_drawn(study, scale, getattr(options, field), axis, (*place, "options", key))
         for claim_number, claim in enumerate(study.file.claims):
-            for side in _ABOUT.get(claim.check["kind"], ()):
-                given = claim.check[side[0]] if side else claim.check
-                if given["analysis"] == entry.id:
-                    _check_scalar(options, entry, given["quantity"], study.text.words(("claims", claim_number, "check", *side, "quantity")))
-
-
-#: Where a check that is about scalars of analyses names them.
-_ABOUT: dict[str, tuple[tuple[str, ...], ...]] = {"measured": ((),), "significant": ((),), "factor": (("left",), ("right",))}
+            for inside, analysis, quantity in parse_check(claim).scalars:
+                if analysis == entry.id:
+                    _check_scalar(options, entry, quantity, study.text.words(("claims", claim_number, "check", *inside)))
 
 
 def _check_scalar(options: StudyAnalysisOptions, entry: AnalysisEntry, quantity: str, where: str) -> None:

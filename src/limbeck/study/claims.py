@@ -99,6 +99,11 @@ class Check(BaseModel):
         """The selectors whose measures are compared pair by pair."""
         return ()
 
+    @property
+    def scalars(self) -> list[tuple[Place, str, str]]:
+        """The scalars of analyses that it is about: the place of the name inside the check, the analysis and the name."""
+        return []
+
     def settings(self, view: View) -> list[tuple[str, Selector]]:
         """The field and the selector of every setting that `decide` looks at. Raises `OptionError` when an axis has too few values."""
         return self.selectors
@@ -359,6 +364,10 @@ class _OfScalar(OfAnalysis):
     analysis: Annotated[str, Field(description="id of an analysis of this study")]
     quantity: Annotated[str, Field(description="name of a scalar quantity of its measurement")]
 
+    @property
+    def scalars(self) -> list[tuple[Place, str, str]]:
+        return [(("quantity",), self.analysis, self.quantity)]
+
 
 class Significant(_OfScalar):
     """A p-value at most `level`: holds, or is undecided, since a large p-value shows nothing."""
@@ -445,6 +454,10 @@ class Factor(OfAnalysis):
     @property
     def analyses(self) -> list[tuple[str, str]]:
         return [("left", self.left.analysis), ("right", self.right.analysis)]
+
+    @property
+    def scalars(self) -> list[tuple[Place, str, str]]:
+        return [((name, "quantity"), side.analysis, side.quantity) for name, side in (("left", self.left), ("right", self.right))]
 
     def decide(self, view: View, measured: "Mapping[str, Measurement]") -> Verdict:
         first, second = (_interval(_quantity(measured, side.analysis, side.quantity, scalar=True)) for side in (self.left, self.right))
